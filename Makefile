@@ -1,0 +1,61 @@
+# Every target works from a fresh clone: it makes its own environment first.
+PYTHON ?= python3
+VENV := .venv
+VENV_COLAB := .venv-colab
+RUN := $(VENV)/bin/python -m
+
+# Tests run side by side, one thread each: on two cores that beats one process with two threads.
+WORKERS ?= 2
+UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q
+# A notebook's cells need one kernel, hence `loadfile`; a dead kernel is only noticed by the time-out.
+NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
+	--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
+
+.PHONY: help course test lab notebooks figures lint test-colab clean
+
+help:
+	@echo "make course      run all notebooks into a browsable HTML folder"
+	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make test        unit tests, then the notebooks against their saved outputs"
+	@echo "make test-colab  the same with the versions that Google Colab ships"
+	@echo "make notebooks   run all notebooks and save their outputs in them"
+	@echo "make figures     draw the figures again"
+	@echo "make lint        check style and format"
+	@echo "make clean       remove the environments and everything that was built"
+
+course: $(VENV)/stamp
+	$(RUN) rlhf_toy course
+
+test: $(VENV)/stamp
+	$(call UNIT_TESTS,$(VENV))
+	$(call NOTEBOOK_TESTS,$(VENV))
+
+lab: $(VENV)/stamp
+	$(RUN) jupyter lab notebooks
+
+notebooks: $(VENV)/stamp
+	$(RUN) rlhf_toy course --in-place
+
+figures: $(VENV)/stamp
+	mkdir -p figures
+	$(RUN) rlhf_toy tour --figure figures/frontier.png
+
+lint: $(VENV)/stamp
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+test-colab: $(VENV_COLAB)/stamp
+	$(call UNIT_TESTS,$(VENV_COLAB))
+	$(call NOTEBOOK_TESTS,$(VENV_COLAB))
+
+clean:
+	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/stamp: constraints.txt
+$(VENV_COLAB)/stamp: constraints-colab.txt
+$(VENV)/stamp $(VENV_COLAB)/stamp: requirements.txt pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -e .[dev,bridge] -c $(filter constraints%,$^)
+	touch $@
