@@ -1,0 +1,174 @@
+"""The policy without training: draw n responses from the reference, keep the best (L15).
+
+Its distribution is known exactly, so that every estimate here stands beside its exact value.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_toy.envs import TextWorld
+from rlhf_toy.exact import Yardstick, expected_reward
+from rlhf_toy.models import PolicyModel, sample
+from rlhf_toy.training import History, Run, check_settings, digest, make_generator, pick_device
+
+
+def _check_n(n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
+
+
+def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
+    """The response with the highest score of each group of n; the first of those that tie.
+
+    Args:
+        responses: [B, n, T] token ids.
+        scores: [B, n].
+
+    Returns:
+        [B, T].
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if responses.dim() != 3 or scores.shape != responses.shape[:2]:
+        raise ValueError(
+            "responses must be [B, n, T] and scores [B, n], got "
+            f"{list(responses.shape)} and {list(scores.shape)}"
+        )
+    rows = torch.arange(len(responses), device=responses.device)
+    return responses[rows, scores.argmax(1)]
+
+
+def best_of_n_logps(ref_logps: Tensor, scores: Tensor, n: int) -> Tensor:
+    """The exact law of best-of-n: p(y) = F(y)^n − F(y⁻)^n, F the law of the score under π_ref.
+
+    Responses that tie share the probability of their score as π_ref does.
+
+    Args:
+        ref_logps: [X, Y] log π_ref(y|x), each row a distribution.
+        scores: [X, Y] by which the best is picked.
+        n: number of draws.
+
+    Returns:
+        [X, Y] log-probabilities; −inf where π_ref has no mass.
+
+    Raises:
+        ValueError: shapes differ, or n is no whole number of at least 1.
+    """
+    _check_n(n)
+    if ref_logps.shape != scores.shape or ref_logps.dim() != 2:
+        raise ValueError(
+            "ref_logps and scores must both be [X, Y], got "
+            f"{list(ref_logps.shape)} and {list(scores.shape)}"
+        )
+    rows = []
+    for logps, score in zip(ref_logps.double(), scores, strict=True):
+        _, level = score.unique(return_inverse=True)  # ranks, equal where scores tie
+        mass = logps.new_zeros(int(level.max()) + 1).scatter_add(0, level, logps.exp())
+        below = (mass.cumsum(0) - mass).clamp(0, 1)
+        # With q = 1 − F⁻/F this is F^n (1 − (1 − q)^n), of which mass = F q is π_ref's own part;
+        # written so that nothing is lost where q is tiny.
+        upto = (below + mass).clamp(max=1)
+        q = mass / upto
+        lift = torch.where(q > 0, -torch.expm1(n * torch.log1p(-q)) / q, float(n))
+        log_lift = torch.xlogy(n - 1, upto) + lift.log()  # 0 · log 0 is 0
+        rows.append(logps + log_lift[level])
+    return torch.stack(rows)
+
+
+def best_of_n_kl_bound(n: int) -> float:
+    """log n − (n − 1)/n, an upper bound on KL(best-of-n ‖ π_ref) in nats (Beirami et al. 2024).
+
+    Raises:
+        ValueError: n is no whole number of at least 1.
+    """
+    _check_n(n)
+    return math.log(n) - (n - 1) / n
+
+
+@dataclass(frozen=True)
+class BestOfNSettings:
+    """Settings of best-of-n."""
+
+    beta: float = 1.0  # KL weight by which n is chosen
+    ns: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    samples: int = 512  # groups of n responses drawn for the estimate
+
+    def __post_init__(self) -> None:
+        check_settings(self, ("samples",), ("beta",))
+        if not self.ns:
+            raise ValueError("ns must name at least one n")
+        for n in self.ns:
+            _check_n(n)
+
+
+def run_best_of_n(
+    world: TextWorld,
+    reference: PolicyModel,
+    scores: Tensor,
+    settings: BestOfNSettings = BestOfNSettings(),
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    checkpoint: str | os.PathLike | None = None,
+) -> tuple[Tensor, History]:
+    """Tries best-of-n for several n and keeps the one that the scores themselves like best.
+
+    n is chosen by E[score] − β KL(best-of-n ‖ π_ref), without a look at the true reward.
+
+    Args:
+        world: a deterministic world.
+        reference: π_ref, which draws.
+        scores: [X, Y] by which the best is picked: `exact.response_scores` of a reward model, or
+            the true `exact.response_rewards`.
+        settings: see `BestOfNSettings`.
+        seed: of the draws.
+        device: None picks CUDA where there is one.
+        checkpoint: a file to save to and to go on from.
+
+    Returns:
+        log-probabilities [X, Y] of the policy that was chosen, and a history by n. Exact:
+        `exact/reward` (true), `exact/scores`, `exact/kl`, `exact/objective`, `objective/gap`;
+        `kl_bound` (see `best_of_n_kl_bound`); estimated on the draws: `objective/scores`.
+
+    Raises:
+        ValueError: bad settings, seed, device, world, or a checkpoint of another run.
+    """
+    device = pick_device(device)
+    generator = make_generator(seed, device)
+    reference = copy.deepcopy(reference).to(device)
+    scores = scores.cpu()
+    yardstick = Yardstick(world, reference, settings.beta)
+    history = History()
+    inputs = digest(reference, scores)
+    run = Run("best of n", settings, seed, inputs, {}, generator, history, checkpoint)
+
+    shown = {"exact/scores": "score", "objective/scores": "estimated", "exact/kl": "kl"}
+    for i in run.steps(len(settings.ns), shown):
+        n = settings.ns[i]
+        logps = best_of_n_logps(yardstick.ref_logps, scores, n)
+        prompts = world.sample_prompts(settings.samples, generator)
+        draws = sample(reference, world, prompts.repeat_interleave(n), generator).responses
+        groups = draws.view(settings.samples, n, -1)
+        index = world.response_index(draws).cpu().view(settings.samples, n)
+        best = pick_best_of_n(groups, scores[prompts.cpu()[:, None], index].to(device))
+        best_scores = scores[prompts.cpu(), world.response_index(best).cpu()]
+        metrics = {
+            "exact/scores": expected_reward(logps, scores).mean(),
+            "objective/scores": best_scores.mean(),
+            "kl_bound": best_of_n_kl_bound(n),
+            **yardstick.metrics(logps),
+        }
+        history.record(n, metrics)
+
+    ns, liked = history.series("exact/scores")
+    _, kls = history.series("exact/kl")
+    objectives = [score - settings.beta * kl for score, kl in zip(liked, kls, strict=True)]
+    n = ns[objectives.index(max(objectives))]
+    return best_of_n_logps(yardstick.ref_logps, scores, n), history

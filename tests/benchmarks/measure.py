@@ -1,0 +1,117 @@
+"""Measures what the course promises: `python tests/benchmarks/measure.py NAME`, NAME as below.
+
+Times are of this machine at this moment; run one at a time and nothing beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
+from rlhf_toy.dpo import DPOSettings, train_dpo
+from rlhf_toy.envs import WordMDP
+from rlhf_toy.exact import Yardstick, response_logps
+from rlhf_toy.ppo import PPOSettings, train_ppo
+from rlhf_toy.preferences import collect_preferences
+from rlhf_toy.reward_model import pair_rewards, train_reward_model
+from rlhf_toy.sft import train_reference
+from rlhf_toy.training import make_generator
+
+WORLD = WordMDP()
+SEEDS = range(5)
+
+
+def startup() -> None:
+    """Seconds to import the package in a fresh process."""
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import rlhf_toy"], check=True)
+        print(f"import rlhf_toy: {time.perf_counter() - start:.2f} s")
+
+
+def logps() -> None:
+    """Seconds of `response_logps` over the whole word world."""
+    reference, _ = train_reference(WORLD)
+    for _ in range(5):
+        start = time.perf_counter()
+        count = response_logps(reference, WORLD).numel()
+        seconds = time.perf_counter() - start
+        print(f"{count:,} responses: {seconds:.2f} s, {seconds * 250_000 / count:.2f} s per 250,000")
+
+
+def ppo() -> None:
+    """Gap and seconds of PPO on the true reward, default settings, one reference per seed."""
+    gaps = []
+    for seed in SEEDS:
+        reference, _ = train_reference(WORLD, seed=seed)
+        start = time.perf_counter()
+        _, history = train_ppo(WORLD, reference, WORLD.response_rewards, seed=seed)
+        seconds = time.perf_counter() - start
+        gaps.append(history.last("objective/gap"))
+        print(f"seed {seed}: gap {gaps[-1]:.2%}, {seconds:.1f} s", flush=True)
+    print(f"median gap {statistics.median(gaps):.2%}")
+
+
+def reward_model() -> None:
+    """Accuracy on 50,000 fresh pairs, expected over the annotator's noise, against its ceiling."""
+    annotator = BradleyTerryAnnotator()
+    for seed in SEEDS:
+        reference, _ = train_reference(WORLD, seed=seed)
+        generator = make_generator(seed)
+        pairs = collect_preferences(reference, WORLD, annotator, 20_000, generator)
+        start = time.perf_counter()
+        model, history = train_reward_model(pairs, reference, seed=seed)
+        seconds = time.perf_counter() - start
+        fresh = collect_preferences(reference, WORLD, annotator, 50_000, generator)
+        true = [
+            WORLD.response_rewards(fresh.prompts, responses)
+            for responses in (fresh.chosen, fresh.rejected)
+        ]
+        with torch.inference_mode():
+            chosen, rejected = pair_rewards(model, fresh)
+        p = annotator.preference_probability(*true)
+        said = torch.where(chosen == rejected, 0.5, torch.where(chosen > rejected, p, 1 - p))
+        print(
+            f"seed {seed}: accuracy {float(said.mean()):.4f}, "
+            f"ceiling {float(preference_ceiling(annotator, *true)):.4f}, on held-out labels "
+            f"{history.last('held_out/accuracy'):.4f}, {seconds:.1f} s",
+            flush=True,
+        )
+
+
+def dpo() -> None:
+    """DPO's gap as the preferences grow, with and without early stopping."""
+    for n, steps, seeds in (
+        (2_000, 600, SEEDS),
+        (20_000, 600, SEEDS),
+        (200_000, 1_500, range(3)),
+        (500_000, 3_000, range(3)),
+    ):
+        for seed in seeds:
+            reference, _ = train_reference(WORLD, seed=seed)
+            generator = make_generator(seed)
+            annotator = BradleyTerryAnnotator()
+            pairs = collect_preferences(reference, WORLD, annotator, n, generator)
+            settings = DPOSettings(steps=steps)
+            start = time.perf_counter()
+            policy, history = train_dpo(pairs, reference, settings, seed=seed)
+            seconds = time.perf_counter() - start
+            stopped = Yardstick(WORLD, reference, settings.beta).measure(policy).gap
+            print(
+                f"{n:,} pairs, {steps} steps, seed {seed}: gap {stopped:.2%} with early stopping, "
+                f"{history.last('objective/gap'):.2%} without, {seconds:.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    measurements = {f.__name__: f for f in (startup, logps, ppo, reward_model, dpo)}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=measurements)
+    measurements[parser.parse_args().name]()

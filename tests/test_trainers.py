@@ -1,0 +1,264 @@
+"""What holds for every trainer: it learns, repeats itself, and goes on where it was killed."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from rlhf_toy import best_of_n as best_of_n_module
+from rlhf_toy.annotators import BradleyTerryAnnotator
+from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
+from rlhf_toy.dpo import DPOSettings, train_dpo
+from rlhf_toy.envs import PromptBandit, SlipperyWordMDP, WordMDP
+from rlhf_toy.exact import Yardstick, response_rewards
+from rlhf_toy.models import GPTConfig, PolicyModel
+from rlhf_toy.ppo import PPOSettings, train_ppo
+from rlhf_toy.preferences import collect_preferences
+from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
+from rlhf_toy.sft import SFTSettings, train_reference
+from rlhf_toy.training import digest, make_generator
+
+WORLD = WordMDP(max_length=2)
+
+
+def tiny_reference():
+    config = GPTConfig.for_world(WORLD, n_layer=1, n_head=2, n_embd=16)
+    return PolicyModel(config, make_generator(3))
+
+
+REFERENCE = tiny_reference()
+PAIRS = collect_preferences(REFERENCE, WORLD, BradleyTerryAnnotator(), 300, make_generator(4))
+
+# Each trainer with settings so small that a test takes a second, as seed, device → result, history.
+TRAINERS = {
+    "sft": lambda **run: train_reference(
+        WORLD, SFTSettings(corpus_size=300, steps=32, batch_size=32, log_every=5), **run
+    ),
+    "reward_model": lambda **run: train_reward_model(
+        PAIRS,
+        REFERENCE,
+        RewardModelSettings(steps=32, batch_size=32, measure_every=5),
+        **run,
+    ),
+    "ppo": lambda **run: train_ppo(
+        WORLD,
+        REFERENCE,
+        WORLD.response_rewards,
+        PPOSettings(iterations=32, batch_size=32, measure_every=5),
+        **run,
+    ),
+    "dpo": lambda **run: train_dpo(
+        PAIRS, REFERENCE, DPOSettings(steps=32, batch_size=32, measure_every=5), **run
+    ),
+    "best_of_n": lambda **run: run_best_of_n(
+        WORLD,
+        REFERENCE,
+        response_rewards(WORLD),
+        BestOfNSettings(ns=tuple(range(1, 31)), samples=8),
+        **run,
+    ),
+}
+
+
+@contextlib.contextmanager
+def killed_at(step, monkeypatch):
+    """Raises a KeyboardInterrupt in the middle of a step."""
+    calls = 0
+
+    def count(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise KeyboardInterrupt
+
+    draw = best_of_n_module.sample
+    hook = register_optimizer_step_pre_hook(count)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(best_of_n_module, "sample", lambda *a: (count(), draw(*a))[1])
+            yield
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("step", [7, 28])
+def test_a_killed_trainer_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    name, step, tmp_path, monkeypatch
+):
+    train, path = TRAINERS[name], tmp_path / "run.pt"
+    calls = 4 * step if name == "ppo" else step  # PPO's optimizer steps four times an iteration
+    with killed_at(calls, monkeypatch):
+        train(seed=5, device="cpu", checkpoint=path)
+    assert path.exists() == (step > 25)
+    resumed, resumed_history = train(seed=5, device="cpu", checkpoint=path)
+    straight, history = train(seed=5, device="cpu")
+    assert digest(resumed) == digest(straight)
+    assert resumed_history.rows == history.rows
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_same_seed_gives_the_same_result_and_another_seed_another(name):
+    train = TRAINERS[name]
+    one, other = train(seed=1, device="cpu"), train(seed=2, device="cpu")
+    assert train(seed=1, device="cpu")[1].rows == one[1].rows
+    assert one[1].rows != other[1].rows
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_no_trainer_touches_the_global_random_state_or_its_inputs(name):
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    before = digest(REFERENCE), digest(PAIRS.chosen)
+    TRAINERS[name](seed=0, device="cpu")
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert random.getstate() == states[2]
+    assert (digest(REFERENCE), digest(PAIRS.chosen)) == before
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("bad", [{"seed": -1}, {"device": "nowhere"}])
+def test_bad_input_is_refused_before_anything_is_written(name, bad, tmp_path):
+    options = {"seed": 0, "device": "cpu", "checkpoint": tmp_path / "run.pt"} | bad
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        TRAINERS[name](**options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SFTSettings(steps=0),
+        lambda: RewardModelSettings(learning_rate=-1.0),
+        lambda: RewardModelSettings(held_out=1.5),
+        lambda: PPOSettings(beta=0.0),
+        lambda: PPOSettings(batch_size=10, num_mini_batches=4),
+        lambda: PPOSettings(lam=1.5),
+        lambda: DPOSettings(beta=float("nan")),
+        lambda: DPOSettings(held_out=0.0),
+        lambda: BestOfNSettings(ns=()),
+        lambda: BestOfNSettings(ns=(1, 0)),
+    ],
+)
+def test_bad_settings_are_refused(make):
+    with pytest.raises(ValueError):
+        make()
+
+
+def test_a_slippery_world_is_refused_by_trainers_that_need_the_closed_form():
+    with pytest.raises(ValueError, match="soft_policy_evaluation"):
+        train_ppo(
+            SlipperyWordMDP(slip=0.1, max_length=2), REFERENCE, WORLD.response_rewards, seed=0
+        )
+
+
+def test_ppo_starts_at_ratio_one_and_the_reference():
+    _, history = TRAINERS["ppo"](seed=0, device="cpu")
+    ratios = history.series("val/ratio_first")[1]
+    assert len(ratios) == 32
+    assert max(abs(ratio - 1) for ratio in ratios) < 1e-5
+    assert abs(history.rows[0]["objective/kl"]) < 1e-5
+
+
+def test_ppos_estimates_stand_beside_exact_values_that_they_agree_with():
+    settings = PPOSettings(iterations=5, batch_size=20_000, learning_rate=1e-2, measure_every=1)
+    _, history = train_ppo(WORLD, REFERENCE, WORLD.response_rewards, settings, seed=0)
+    exact = history.series("exact/kl")[1], history.series("exact/reward")[1]
+    sampled = history.series("objective/kl")[1], history.series("objective/scores")[1]
+    assert exact[0][-1] > 0.05
+    for i in range(4):  # what is sampled in an iteration is the policy measured in the one before
+        assert sampled[0][i + 1] == pytest.approx(exact[0][i], abs=0.03)
+        assert sampled[1][i + 1] == pytest.approx(exact[1][i], abs=0.08)
+
+
+def test_dpo_starts_at_log_2_and_its_history_is_consistent():
+    settings = DPOSettings(steps=2, batch_size=64, measure_every=1)
+    _, history = train_dpo(PAIRS, REFERENCE, settings, seed=0)
+    first = history.rows[0]
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+    for row in history.rows:
+        assert row["rewards/margins"] == pytest.approx(
+            row["rewards/chosen"] - row["rewards/rejected"], abs=1e-5
+        )
+
+
+def test_early_stopping_hands_back_the_policy_that_was_best_on_the_held_out_pairs():
+    settings = {"steps": 200, "batch_size": 64, "learning_rate": 1e-2, "measure_every": 10}
+    few = PAIRS[:60]
+    stopped, history = train_dpo(few, REFERENCE, DPOSettings(**settings), seed=0)
+    last, _ = train_dpo(few, REFERENCE, DPOSettings(early_stopping=False, **settings), seed=0)
+    losses = history.series("held_out/loss")[1]
+    best = losses.index(min(losses))
+    assert best < len(losses) - 1, "the example must overfit, or it shows nothing"
+    yardstick = Yardstick(WORLD, REFERENCE, 1.0)
+    gaps = history.series("objective/gap")[1]
+    assert yardstick.measure(stopped).gap == pytest.approx(gaps[best], abs=1e-6)
+    assert yardstick.measure(last).gap == pytest.approx(gaps[-1], abs=1e-6)
+
+
+def test_the_whole_pipeline_closes_most_of_the_gap_on_the_bandit():
+    world = PromptBandit()
+    reference, history = train_reference(world, SFTSettings(steps=150), seed=0)
+    assert history.last("loss") < 1.9  # log 8 is 2.08, the habits' entropy 1.8
+    pairs = collect_preferences(reference, world, BradleyTerryAnnotator(), 4_000, make_generator(1))
+    model, history = train_reward_model(pairs, reference, RewardModelSettings(steps=150), seed=0)
+    assert history.last("held_out/accuracy") > 0.65
+    settings = PPOSettings(iterations=80, batch_size=512)
+    yardstick = Yardstick(world, reference, settings.beta)
+    ppo_true, _ = train_ppo(world, reference, world.response_rewards, settings, seed=0)
+    ppo_learned, _ = train_ppo(world, reference, model, settings, seed=0)
+    dpo, _ = train_dpo(pairs, reference, DPOSettings(steps=150), seed=0)
+    gaps = [yardstick.measure(policy).gap for policy in (ppo_true, ppo_learned, dpo)]
+    assert 0 <= gaps[0] < 0.02
+    assert gaps[0] < gaps[1] < 0.2
+    assert 0 < gaps[2] < 0.2
+
+
+def test_best_of_n_is_chosen_by_the_scores_and_its_estimates_agree_with_the_exact_law():
+    settings = BestOfNSettings(ns=(1, 2, 8, 64), samples=4_000)
+    rewards = response_rewards(WORLD)
+    logps, history = run_best_of_n(WORLD, REFERENCE, rewards, settings, seed=0)
+    assert torch.allclose(logps.exp().sum(1), torch.ones(6, dtype=torch.float64))
+    assert Yardstick(WORLD, REFERENCE, 1.0).measure(logps).objective == pytest.approx(
+        max(history.series("exact/objective")[1])
+    )
+    kls, bounds = history.series("exact/kl")[1], history.series("kl_bound")[1]
+    assert all(kl <= bound + 1e-9 for kl, bound in zip(kls, bounds, strict=True))
+    for exact, estimate in zip(
+        history.series("exact/scores")[1], history.series("objective/scores")[1], strict=True
+    ):
+        assert estimate == pytest.approx(exact, abs=0.15)
+
+
+KILLED_PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_trainers import TRAINERS
+from rlhf_toy.training import digest
+policy, history = TRAINERS["ppo"](seed=5, device="cpu", checkpoint=sys.argv[2])
+print(digest(policy))
+"""
+
+
+def test_a_trainer_killed_by_the_system_goes_on(tmp_path):
+    path = tmp_path / "ppo.pt"
+    command = [sys.executable, "-c", KILLED_PROGRAM, os.path.dirname(__file__), str(path)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert path.exists()
+    second = subprocess.run(command, capture_output=True, text=True, check=True)
+    straight, _ = TRAINERS["ppo"](seed=5, device="cpu")
+    assert second.stdout.strip() == digest(straight)

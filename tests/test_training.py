@@ -1,0 +1,194 @@
+"""What the trainers share: seeds, minibatches, history, checkpoints that survive anything."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_toy.training import (
+    BestSoFar,
+    History,
+    Run,
+    check_settings,
+    digest,
+    linear_decay,
+    make_generator,
+    minibatch,
+    pick_device,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 60
+    rate: float = 0.5
+
+
+def random_walk(checkpoint=None, settings=Settings(), seed=0, stop_before=None, inputs="same"):
+    """A run whose every step depends on chance and on all the steps before."""
+    model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    generator = make_generator(seed)
+    history = History()
+    parts = {"model": model}
+    run = Run("walk", settings, seed, inputs, parts, generator, history, checkpoint)
+    for step in run.steps(settings.steps, {"place": "place"}):
+        if step == stop_before:
+            raise KeyboardInterrupt
+        with torch.no_grad():
+            model.weight.mul_(settings.rate).add_(torch.randn(1, generator=generator))
+        history.record(step, {"place": model.weight})
+    return model.weight.item(), history.rows
+
+
+@pytest.mark.parametrize("stop_before", [1, 24, 25, 26, 49, 59])
+def test_a_killed_run_ends_where_the_uninterrupted_run_ends(tmp_path, stop_before):
+    path = tmp_path / "walk.pt"
+    with pytest.raises(KeyboardInterrupt):
+        random_walk(path, stop_before=stop_before)
+    assert random_walk(path) == random_walk()
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    path = tmp_path / "walk.pt"
+    ended = random_walk(path)
+    assert random_walk(path, stop_before=0) == ended
+
+
+@pytest.mark.parametrize(
+    "change", [{"settings": Settings(rate=0.4)}, {"seed": 1}, {"inputs": "other data"}]
+)
+def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, change):
+    path = tmp_path / "walk.pt"
+    random_walk(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="another run"):
+        random_walk(path, **change)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 broken zip"])
+def test_an_unreadable_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "walk.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        random_walk(path)
+
+
+def test_a_checkpoint_with_arbitrary_objects_is_not_unpickled(tmp_path):
+    path = tmp_path / "walk.pt"
+    torch.save({"identity": random.Random(0)}, path)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        random_walk(path)
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "walk.pt"
+    with pytest.raises(KeyboardInterrupt):
+        random_walk(path, stop_before=30)
+    before = path.read_bytes()
+
+    def fails(state, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fails)
+        with pytest.raises(OSError, match="disk full"):
+            random_walk(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["walk.pt"]
+    assert random_walk(path) == random_walk()
+
+
+def test_a_checkpoint_needs_its_folder(tmp_path):
+    with pytest.raises(ValueError, match="no folder"):
+        random_walk(tmp_path / "missing" / "walk.pt")
+
+
+def test_every_epoch_of_minibatches_is_a_new_permutation():
+    epochs = [torch.cat([minibatch(12, 4, 3 * e + b, seed=7) for b in range(3)]) for e in (0, 1)]
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(12))
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert minibatch(12, 4, 4, seed=7).tolist() == epochs[1][4:8].tolist()
+    assert minibatch(12, 4, 0, seed=8).tolist() != epochs[0][:4].tolist()
+
+
+def test_minibatches_of_few_rows_are_all_rows():
+    assert sorted(minibatch(3, 100, 5, seed=0).tolist()) == [0, 1, 2]
+
+
+def test_the_learning_rate_falls_linearly():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=9.0)
+    rates = []
+    for step in range(4):
+        linear_decay(optimizer, 2.0, step, 4)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [2.0, 1.5, 1.0, 0.5]
+
+
+def test_history_gives_series_of_metrics_recorded_at_different_steps():
+    history = History()
+    history.record(1, {"a": 1.0})
+    history.record(2, {"a": torch.tensor(2.0)})
+    history.record(2, {"b": 5.0})
+    assert history.series("a") == ([1, 2], [1.0, 2.0])
+    assert history.series("b") == ([2], [5.0])
+    assert history.last("a") == 2.0
+    assert history.labelled({"b": "B", "c": "C"}) == {"B": "5"}
+    with pytest.raises(KeyError, match="'c'"):
+        history.series("c")
+
+
+def test_the_best_weights_come_back():
+    model = torch.nn.Linear(1, 1)
+    best = BestSoFar(model)
+    for weight, loss in ((1.0, 0.5), (2.0, 0.3), (3.0, 0.4)):
+        torch.nn.init.constant_(model.weight, weight)
+        best.offer(model, loss)
+    best.restore(model)
+    assert model.weight.item() == 2.0
+
+
+def test_a_digest_tells_tensors_apart():
+    one = torch.arange(4)
+    others = [one + 1, one.float(), one.view(2, 2), torch.nn.Linear(2, 2), "0123"]
+    digests = [digest(value) for value in (one, *others)]
+    assert len(set(digests)) == len(digests)
+    assert digest(one.clone()) == digest(one)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, "0", None])
+def test_a_bad_seed_is_refused(seed):
+    with pytest.raises(ValueError, match="seed"):
+        make_generator(seed)
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99", "meta-physical"])
+def test_a_missing_device_is_refused(device):
+    with pytest.raises(ValueError, match="device"):
+        pick_device(device)
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 1.5}, {"steps": True}])
+def test_counts_must_be_whole_and_positive(change):
+    with pytest.raises(ValueError, match="steps"):
+        check_settings(Settings(**change), ("steps",), ())
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_numbers_must_be_positive_and_finite(rate):
+    with pytest.raises(ValueError, match="rate"):
+        check_settings(Settings(rate=rate), (), ("rate",))
+
+
+def test_a_run_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    random_walk()
+    minibatch(10, 2, 0, seed=123)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert random.getstate() == before[2]
