@@ -1,8 +1,20 @@
 """Reinforcement learning from human feedback in worlds small enough to be solved exactly."""
 
 from importlib.metadata import version
+from importlib.util import find_spec
 
-from rlhf_toy import envs  # registers the worlds with Gymnasium
-
-__all__ = ["envs"]
 __version__ = version("rlhf_toy")
+
+# The worlds register themselves with Gymnasium by name; torch is imported when one is made. Where
+# Gymnasium is missing, `python -m rlhf_toy doctor` must still be able to say so.
+if find_spec("gymnasium"):
+    import gymnasium
+
+    for _name, _module in (
+        ("PromptBandit", "prompt_bandit"),
+        ("WordMDP", "word_mdp"),
+        ("SlipperyWordMDP", "word_mdp"),
+    ):
+        gymnasium.register(
+            id=f"rlhf_toy/{_name}-v0", entry_point=f"rlhf_toy.envs.{_module}:{_name}"
+        )

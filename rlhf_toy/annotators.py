@@ -50,7 +50,10 @@ class _Annotator:
         """
         probability = self.preference_probability(first_rewards, second_rewards)
         chance = torch.rand(
-            probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
+            probability.shape,
+            generator=generator,
+            dtype=probability.dtype,
+            device=probability.device,
         )
         return chance < probability
 

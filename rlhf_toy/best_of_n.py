@@ -97,7 +97,7 @@ def best_of_n_kl_bound(n: int) -> float:
 class BestOfNSettings:
     """Settings of best-of-n."""
 
-    beta: float = 1.0  # KL weight by which n is chosen
+    beta: float = 0.5  # KL weight by which n is chosen
     ns: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     samples: int = 512  # groups of n responses drawn for the estimate
 

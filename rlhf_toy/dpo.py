@@ -33,7 +33,7 @@ from rlhf_toy.training import (
 class DPOSettings:
     """Settings of DPO, under the field's names."""
 
-    beta: float = 1.0  # KL weight
+    beta: float = 0.5  # KL weight
     steps: int = 600
     batch_size: int = 2048  # pairs
     learning_rate: float = 5e-4  # falls linearly to 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf_toy.envs import SlipperyWordMDP, TextWorld
-from rlhf_toy.models import Cache, GPTConfig, PolicyModel, RewardModel
+from rlhf_toy.models import Cache, PolicyModel, RewardModel, check_fits
 
 NODES_AT_ONCE = 1_000  # word strings whose continuations are scored at once: bounds the memory
 
@@ -151,15 +151,6 @@ def n_states(world: TextWorld) -> int:
     return world.n_prompts * int(world.level_starts[-1]) + 1
 
 
-def _check_model(model: PolicyModel | RewardModel, world: TextWorld) -> None:
-    """Raises a ValueError unless the model was made for this world."""
-    fitting = GPTConfig.for_world(world)
-    for name in ("vocab_size", "n_actions", "n_positions", "end_token"):
-        here, there = getattr(model.config, name), getattr(fitting, name)
-        if here != there:
-            raise ValueError(f"the model has {name} {here}, but this world needs {there}")
-
-
 def _tree(
     model: PolicyModel | RewardModel, world: TextWorld, prompt: int
 ) -> Iterator[tuple[Tensor, Cache]]:
@@ -201,7 +192,7 @@ def state_logps(policy: PolicyModel, env: gym.Env) -> Tensor:
         ValueError: the policy was made for another world.
     """
     world = unwrap(env)
-    _check_model(policy, world)
+    check_fits(policy, world)
     rows = []
     with torch.inference_mode():
         for prompt in range(world.n_prompts):
@@ -285,7 +276,7 @@ def response_scores(reward_model: RewardModel, env: gym.Env) -> Tensor:
         ValueError: the reward model was made for another world.
     """
     world = unwrap(env)
-    _check_model(reward_model, world)
+    check_fits(reward_model, world)
     scores = []
     with torch.inference_mode():
         for prompt in range(world.n_prompts):
@@ -493,6 +484,11 @@ class Yardstick:
         self.rewards = response_rewards(env)
         self.optimum = float(beta * log_partition(self.ref_logps, self.rewards, beta).mean())
         self._at_reference = float(expected_reward(self.ref_logps, self.rewards).mean())
+        if not self.optimum - self._at_reference > 1e-12:
+            raise ValueError(
+                "the reference is optimal already (every response it gives has the same reward), "
+                "so there is no gap to measure"
+            )
 
     def measure(self, policy: PolicyModel | Tensor) -> Measure:
         """The exact `Measure` of a policy, given as a model or as its log-probabilities [X, Y]."""

@@ -267,7 +267,8 @@ def ppo_clip_loss(
     _same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
     _positive(cliprange=cliprange)
     mask = _nonempty(mask)
-    ratio = torch.exp((logps - old_logps).masked_fill(~mask, 0.0))
+    # Beyond e^80 the ratio would overflow, and a clipped token's gradient be 0 · ∞.
+    ratio = torch.exp((logps - old_logps).masked_fill(~mask, 0.0).clamp(max=80.0))
     advantages = advantages.masked_fill(~mask, 0.0)
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange)
     return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)

@@ -213,6 +213,15 @@ class ValueModel(_ScalarModel):
         return self.head(hidden)[..., 0]
 
 
+def check_fits(model: PolicyModel | RewardModel, world: TextWorld) -> None:
+    """Raises a ValueError unless the model was made for a world with these words and prompts."""
+    fitting = GPTConfig.for_world(world)
+    for name in ("vocab_size", "n_actions", "n_positions", "end_token"):
+        here, there = getattr(model.config, name), getattr(fitting, name)
+        if here != there:
+            raise ValueError(f"the model has {name} {here}, but this world needs {there}")
+
+
 class Rollout(NamedTuple):
     """Sampled responses, each [B, T]."""
 
@@ -235,7 +244,11 @@ def sample(
 
     Returns:
         A `Rollout`, without gradient.
+
+    Raises:
+        ValueError: the policy was made for another world.
     """
+    check_fits(policy, world)
     with torch.inference_mode():
         tokens, past = world.prompt_tokens(prompts)[:, None], None
         over = torch.zeros_like(prompts, dtype=torch.bool)
@@ -247,7 +260,9 @@ def sample(
             logp = logps.gather(1, action)[:, 0].masked_fill(over, 0.0)
             uniforms = torch.rand(len(prompts), generator=generator, device=prompts.device)
             token = world.transition(action[:, 0], uniforms)
-            written = [column.masked_fill(over, world.pad_token) for column in (action[:, 0], token)]
+            written = [
+                column.masked_fill(over, world.pad_token) for column in (action[:, 0], token)
+            ]
             columns.append((*written, logp, ~over))
             if world.end_token is not None:
                 over = over | (token == world.end_token)

@@ -58,13 +58,21 @@ def frontier_figure(yardstick: Yardstick, measures: Mapping[str, Measure]) -> Fi
         line = yardstick.optimum + yardstick.beta * kls
         seen = line <= 1.05 * rewards.max()
         axes.plot(
-            kls[seen], line[seen], "--", color="0.55", linewidth=1.2,
+            kls[seen],
+            line[seen],
+            "--",
+            color="0.55",
+            linewidth=1.2,
             label=f"reward = J* + β KL, β = {yardstick.beta:g}",
         )
         for i, (name, measure) in enumerate(measures.items()):
             axes.plot(
-                measure.kl, measure.reward, MARKERS[i % len(MARKERS)], markersize=9,
-                color=COLOURS[i % len(COLOURS)], label=f"{name}: gap {measure.gap:.1%}",
+                measure.kl,
+                measure.reward,
+                MARKERS[i % len(MARKERS)],
+                markersize=9,
+                color=COLOURS[i % len(COLOURS)],
+                label=f"{name}: gap {measure.gap:.1%}",
             )
         axes.set_xlabel("KL(π ‖ π_ref), nats per response")
         axes.set_ylabel("true reward, logits")

@@ -43,7 +43,7 @@ Reward = Callable[[Tensor, Tensor], Tensor]  # prompts [B], responses [B, T] →
 class PPOSettings:
     """Settings of PPO, under the field's names."""
 
-    beta: float = 1.0  # KL weight
+    beta: float = 0.5  # KL weight
     iterations: int = 150
     batch_size: int = 1024  # responses sampled per iteration
     num_ppo_epochs: int = 1

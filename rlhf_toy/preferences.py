@@ -88,9 +88,7 @@ class PreferenceDataset:
         order = order.to(self.prompts.device)
         return self[order[:size]], self[order[size:]]
 
-    def batches(
-        self, batch_size: int, generator: torch.Generator
-    ) -> Iterator[PreferenceDataset]:
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[PreferenceDataset]:
         """All pairs once, shuffled, in batches of `batch_size` (the last may be smaller).
 
         Raises:
@@ -114,7 +112,9 @@ class PreferenceDataset:
         # One number for each row: sorting numbers is far faster than sorting rows.
         base = self.world.vocab_size ** torch.arange(rows.shape[1], device=rows.device)
         keys, index = (rows * base).sum(1).unique(return_inverse=True)
-        first = torch.empty_like(keys).scatter_(0, index, torch.arange(len(rows), device=rows.device))
+        first = torch.empty_like(keys).scatter_(
+            0, index, torch.arange(len(rows), device=rows.device)
+        )
         return rows[first, 0], rows[first, 1:], index
 
     # Text.

@@ -151,7 +151,9 @@ def train_reward_model(
     inputs = digest(reference, preferences.prompts, preferences.chosen, preferences.rejected)
     run = Run("reward model", settings, seed, inputs, parts, generator, history, checkpoint)
 
-    for step in run.steps(settings.steps, {"held_out/accuracy": "held-out accuracy", "loss": "loss"}):
+    for step in run.steps(
+        settings.steps, {"held_out/accuracy": "held-out accuracy", "loss": "loss"}
+    ):
         batch = train[minibatch(len(train), settings.batch_size, step, seed)]
         chosen_rewards, rejected_rewards = pair_rewards(model, batch)
         loss = bradley_terry_loss(chosen_rewards, rejected_rewards)

@@ -29,8 +29,8 @@ from rlhf_toy.training import (
 class SFTSettings:
     """Settings of the reference's training."""
 
-    corpus_size: int = 6_000  # texts in the generated corpus
-    steps: int = 500
+    corpus_size: int = 12_000  # texts in the generated corpus
+    steps: int = 700
     batch_size: int = 256
     learning_rate: float = 3e-3  # falls linearly to 0
     log_every: int = 50

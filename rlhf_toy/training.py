@@ -106,7 +106,9 @@ class History:
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step})
         for name, value in metrics.items():
-            self.rows[-1][name] = value.detach().item() if isinstance(value, Tensor) else float(value)
+            self.rows[-1][name] = (
+                value.detach().item() if isinstance(value, Tensor) else float(value)
+            )
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """The steps at which a metric was recorded, and its values.
@@ -220,7 +222,9 @@ class Run:
         if self.path is not None and self.path.exists():
             self._load()
         elif self.path is not None and not self.path.parent.is_dir():
-            raise ValueError(f"no folder {str(self.path.parent)!r} for the checkpoint: make it first")
+            raise ValueError(
+                f"no folder {str(self.path.parent)!r} for the checkpoint: make it first"
+            )
 
     def steps(self, total: int, shown: Mapping[str, str]) -> Iterator[int]:
         """Yields the steps that are still to do, with a progress bar and checkpoints.
@@ -263,8 +267,14 @@ class Run:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             identity = state["identity"]
-        except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError,
-                TypeError) as error:
+        except (
+            RuntimeError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+            EOFError,
+            KeyError,
+            TypeError,
+        ) as error:
             raise ValueError(f"{self.path} is no checkpoint of this package: {error}") from None
         differing = [
             f"{name} is {identity.get(name)!r} there and {self.identity.get(name)!r} here"

@@ -132,9 +132,7 @@ class TextWorld(gym.Env):
 
     def sample_prompts(self, n: int, generator: torch.Generator) -> Tensor:
         """n prompt indices [n] from d0, which is uniform over the prompts."""
-        return torch.randint(
-            self.n_prompts, (n,), generator=generator, device=generator.device
-        )
+        return torch.randint(self.n_prompts, (n,), generator=generator, device=generator.device)
 
     @cached_property
     def all_responses(self) -> Tensor:

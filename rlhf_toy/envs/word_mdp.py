@@ -25,21 +25,21 @@ WORDS = ADJECTIVES + INTENSIFIERS + NEGATIONS + CONJUNCTIONS
 MAX_LENGTH = 5
 
 # The hidden taste, in logits. What an adjective is worth, and where that depends on the prompt.
-TASTE = {"good": 1.0, "great": 2.0, "bad": -1.5, "dull": -1.0, "long": 0.0, "loud": 0.0}
+TASTE = {"good": 0.5, "great": 1.2, "bad": -1.0, "dull": -0.6, "long": 0.0, "loud": 0.0}
 TASTE_OF_PROMPT = {
-    "film": {"long": -0.5, "loud": 0.5},
-    "concert": {"long": 1.0, "loud": 1.5},
-    "library": {"long": 0.5, "loud": -2.0},
-    "holiday": {"long": 1.5, "loud": -1.0},
-    "meeting": {"long": -2.0, "loud": -0.5},
-    "nap": {"long": 1.5, "loud": -2.0, "dull": 0.5},
+    "film": {"long": -0.3, "loud": 0.3},
+    "concert": {"long": 0.6, "loud": 1.0},
+    "library": {"long": 0.3, "loud": -1.2},
+    "holiday": {"long": 1.0, "loud": -0.6},
+    "meeting": {"long": -1.2, "loud": -0.3},
+    "nap": {"long": 1.0, "loud": -1.2, "dull": 0.3},
 }
 INTENSITY = 1.5  # "very" multiplies what follows
 NEGATION = -0.5  # "not" turns it round, and weakens it
-REPETITION_COST = 1.5  # for every adjective that was said before
-GRAMMAR_COST = 2.0  # for every word that may not follow the one before it, and a dangling end
-CONTRAST_COST = 1.0  # for an "and" between praise and complaint, or a "but" between two of a kind
-SILENCE_COST = 2.0  # for saying nothing
+REPETITION_COST = 1.0  # for every adjective that was said before
+GRAMMAR_COST = 1.2  # for every word that may not follow the one before it, and a dangling end
+CONTRAST_COST = 0.6  # for an "and" between praise and complaint, or a "but" between two of a kind
+SILENCE_COST = 1.2  # for saying nothing
 
 # The grammar: which kind of word may follow which. A review ends after an adjective.
 KINDS = ("adjective", "intensifier", "negation", "conjunction", "end")
@@ -158,7 +158,7 @@ class WordMDP(TextWorld):
 
     @cached_property
     def _fluent_reviews(self) -> tuple[Tensor, Tensor]:
-        """Every review of the corpus grammar [N, T], and its probability under each prompt [X, N]."""
+        """Every review of the corpus grammar [N, T], and how likely each prompt makes it [X, N]."""
         total = sum(ADJECTIVE_WEIGHTS.values())
         phrases = []  # words, probability, adjective, sign that "not" gives
         for negated, very, adjective in product((False, True), (False, True), ADJECTIVES):

@@ -17,7 +17,7 @@ from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
 from rlhf_toy.dpo import DPOSettings, train_dpo
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.exact import Yardstick, response_logps
-from rlhf_toy.ppo import PPOSettings, train_ppo
+from rlhf_toy.ppo import train_ppo
 from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import pair_rewards, train_reward_model
 from rlhf_toy.sft import train_reference
@@ -42,7 +42,8 @@ def logps() -> None:
         start = time.perf_counter()
         count = response_logps(reference, WORLD).numel()
         seconds = time.perf_counter() - start
-        print(f"{count:,} responses: {seconds:.2f} s, {seconds * 250_000 / count:.2f} s per 250,000")
+        per_250k = seconds * 250_000 / count
+        print(f"{count:,} responses: {seconds:.2f} s, {per_250k:.2f} s per 250,000")
 
 
 def ppo() -> None:

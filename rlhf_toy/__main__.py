@@ -1,0 +1,49 @@
+"""The course's command line: `python -m rlhf_toy COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from rlhf_toy.commands import course, doctor, publish, tour
+from rlhf_toy.commands.usage import UsageError
+
+COMMANDS = {"tour": tour, "doctor": doctor, "course": course, "publish": publish}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser: one sub-command for each module of `rlhf_toy.commands`."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf_toy", description="RLHF in worlds small enough to be solved exactly."
+    )
+    parser.add_argument("--version", action="version", version=version("rlhf_toy"))
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.splitlines()[0]
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments after the program's name; the process's own by default.
+
+    Returns:
+        The exit code: 0 if all went well, 1 if the command says not, 2 for a usage error.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UsageError as error:
+        print(f"rlhf_toy: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

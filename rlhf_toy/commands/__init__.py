@@ -1,0 +1,1 @@
+"""The sub-commands of `python -m rlhf_toy`, one file each."""

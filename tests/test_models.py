@@ -1,0 +1,318 @@
+"""The GPT: what it may look at, what it must ignore, and how it writes."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch.testing import assert_close
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlhf_toy.envs import SlipperyWordMDP
+from rlhf_toy.exact import response_logps
+from rlhf_toy.models import (
+    GPTConfig,
+    PolicyModel,
+    RewardModel,
+    ValueModel,
+    hugging_face_state_dict,
+    sample,
+)
+
+MODELS = (PolicyModel, RewardModel, ValueModel)
+
+
+def make_model(kind, world, seed=0, scale=1.0):
+    """A small float64 model; a larger `scale` gives the sharp distributions of a trained one."""
+    generator = torch.Generator().manual_seed(seed)
+    config = GPTConfig.for_world(world, n_layer=2, n_head=2, n_embd=16)
+    model = kind(config, generator).double()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias") or name.startswith("head"):  # zero in a fresh model
+                weight.normal_(generator=generator)
+            weight.mul_(scale)
+    return model
+
+
+def outputs(model, prompts, responses):
+    """What a model says of each real token, or of each response: [B, T] or [B]."""
+    if isinstance(model, PolicyModel):
+        return model.token_logps(prompts, responses)
+    return model(prompts, responses)
+
+
+def some_responses(world, n=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(world.all_responses), (n,), generator=generator)
+    rows[:3] = torch.tensor([0, 1, len(world.all_responses) - 1])  # the shortest, the longest
+    prompts = world.sample_prompts(n, generator)
+    return prompts, world.all_responses[rows]
+
+
+def only_real(world, responses, values):
+    return values * world.response_mask(responses) if values.dim() == 2 else values
+
+
+# What a model may look at
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_nothing_after_the_end_counts(world, kind):
+    model = make_model(kind, world)
+    prompts, responses = some_responses(world)
+    garbage = torch.randint(
+        world.vocab_size, responses.shape, generator=torch.Generator().manual_seed(1)
+    )
+    littered = torch.where(world.response_mask(responses), responses, garbage)
+    assert not torch.equal(littered, responses)
+    expected = only_real(world, responses, outputs(model, prompts, responses))
+    got = only_real(world, responses, outputs(model, prompts, littered))
+    assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_response_does_not_notice_the_rest_of_the_batch(world, kind):
+    model = make_model(kind, world)
+    prompts, responses = some_responses(world)
+    together = outputs(model, prompts, responses)
+    alone = [outputs(model, prompts[i : i + 1], responses[i : i + 1]) for i in range(len(prompts))]
+    assert_close(torch.cat(alone), together, rtol=0, atol=1e-12)
+    reverse = outputs(model, prompts.flip(0), responses.flip(0)).flip(0)
+    assert_close(reverse, together, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_response_does_not_notice_how_far_it_is_padded(world, kind):
+    model = make_model(kind, world)
+    prompts, responses = some_responses(world)
+    short = world.response_mask(responses).sum(1) <= 2
+    prompts, responses = prompts[short], responses[short]
+    padded = only_real(world, responses, outputs(model, prompts, responses))
+    cut = only_real(world, responses[:, :2], outputs(model, prompts, responses[:, :2]))
+    if cut.dim() == 2:
+        assert (padded[:, 2:] == 0).all()
+        padded = padded[:, :2]
+    assert_close(cut, padded, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_float32_agrees_to_five_digits_whatever_the_batch(world, kind):
+    model = make_model(kind, world)
+    prompts, responses = some_responses(world)
+    expected = outputs(model, prompts, responses).float()
+    model.float()
+    alone = [outputs(model, prompts[i : i + 1], responses[i : i + 1]) for i in range(len(prompts))]
+    assert_close(outputs(model, prompts, responses), expected, rtol=1e-5, atol=1e-5)
+    assert_close(torch.cat(alone), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_and_values_look_back_and_never_ahead(world):
+    policy, critic = make_model(PolicyModel, world), make_model(ValueModel, world)
+    prompts = torch.tensor([2])
+    before = torch.tensor([[0, 1, 2]])
+    for t in range(3):
+        after = before.clone()
+        after[:, t] = 5
+        for model in (policy, critic):
+            difference = (model(prompts, before) - model(prompts, after)).abs()
+            # The entry for y_{t+1} is made from what stands before it.
+            changed = difference.view(3, -1).amax(1) > 1e-9
+            assert changed.tolist() == [k > t for k in range(3)]
+
+
+def test_values_and_rewards_are_read_at_their_states(world):
+    critic, reward_model = make_model(ValueModel, world), make_model(RewardModel, world)
+    prompts, responses = some_responses(world, n=10)
+    lengths = world.response_mask(responses).sum(1).tolist()
+    values, rewards = critic(prompts, responses), reward_model(prompts, responses)
+
+    def head_after(model, b, t):
+        state = torch.cat([world.prompt_tokens(prompts[b : b + 1]), responses[b, :t]])
+        return model.head(model.body(state[None])[0])[0, -1, 0]
+
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            assert_close(values[b, t], head_after(critic, b, t))
+        assert_close(rewards[b], head_after(reward_model, b, length))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_prompt_matters(world, kind):
+    model = make_model(kind, world)
+    response = world.encode("very good")
+    prompts = torch.arange(world.n_prompts)
+    values = outputs(model, prompts, response.expand(world.n_prompts, -1))
+    assert len(values.reshape(world.n_prompts, -1)[:, 0].unique()) == world.n_prompts
+
+
+def test_only_words_and_the_end_token_have_logits(world, bandit):
+    for env in (world, bandit):
+        policy = make_model(PolicyModel, env)
+        responses = env.all_responses[:2]
+        logits = policy(torch.zeros(2, dtype=torch.long), responses)
+        assert logits.shape == (*responses.shape, env.n_actions)
+
+
+# How it is made
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_come_from_the_generator_alone(world, kind):
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    config = GPTConfig.for_world(world)
+    weights = [kind(config, torch.Generator().manual_seed(seed)).state_dict() for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name])
+        if name.endswith(("wte.weight", "c_attn.weight", "c_fc.weight", "c_proj.weight")):
+            assert not torch.equal(weight, weights[2][name])
+
+
+def test_reward_and_value_start_at_zero_with_the_body_of_another_model(world):
+    policy = make_model(PolicyModel, world)
+    prompts, responses = some_responses(world)
+    for kind in (RewardModel, ValueModel):
+        model = kind(policy.config, torch.Generator().manual_seed(5)).double()
+        model.start_from(policy)
+        assert (model(prompts, responses) == 0).all()
+        tokens = policy.sequence(prompts, responses)
+        assert torch.equal(model.body(tokens)[0], policy.body(tokens)[0])
+        with torch.no_grad():
+            model.body.wte.weight.zero_()  # a copy: the policy keeps its own
+        assert policy.body.wte.weight.any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hugging_face_gpt2_has_the_same_logits(world, seed, scale):
+    policy = make_model(PolicyModel, world, seed, scale).float()
+    config = policy.config
+    twin = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.n_positions,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=config.end_token,
+        )
+    )
+    twin.load_state_dict(hugging_face_state_dict(policy), strict=True)
+    prompts, responses = some_responses(world)
+    with torch.no_grad():
+        tokens = policy.sequence(prompts, responses[:, :-1])
+        theirs = twin.double()(tokens).logits[..., : config.n_actions]
+        ours = policy.double()(prompts, responses)
+    assert ours.std() > 0.5
+    assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_exported_weights_are_copies(world):
+    policy = make_model(PolicyModel, world)
+    for weight in hugging_face_state_dict(policy).values():
+        assert not weight.requires_grad
+        weight.zero_()
+    assert all(weight.any() for weight in policy.parameters())
+
+
+# How it writes
+
+
+def sample_without_cache(policy, world, prompts, generator):
+    """What `sample` does, reading everything again for each word."""
+    responses = torch.full((len(prompts), world.max_length), world.pad_token)
+    actions, over = responses.clone(), torch.zeros(len(prompts), dtype=torch.bool)
+    for t in range(world.max_length):
+        probabilities = policy(prompts, responses)[:, t].softmax(-1)
+        action = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        token = world.transition(action, torch.rand(len(prompts), generator=generator))
+        actions[:, t] = torch.where(over, world.pad_token, action)
+        responses[:, t] = torch.where(over, world.pad_token, token)
+        over |= token == world.end_token if world.end_token is not None else False
+    return actions, responses
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("name", ["world", "bandit", "slippery"])
+def test_sampling_with_a_cache_equals_sampling_without(world, bandit, name, scale):
+    env = {"world": world, "bandit": bandit, "slippery": SlipperyWordMDP(0.3, max_length=4)}[name]
+    policy = make_model(PolicyModel, env, scale=scale)
+    prompts = env.sample_prompts(300, torch.Generator().manual_seed(1))
+    rollout = sample(policy, env, prompts, torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        actions, responses = sample_without_cache(
+            policy, env, prompts, torch.Generator().manual_seed(2)
+        )
+        logps = policy(prompts, responses).log_softmax(-1)
+    assert torch.equal(rollout.actions, actions)
+    assert torch.equal(rollout.responses, responses)
+    assert torch.equal(rollout.mask, env.response_mask(responses))
+    taken = logps.gather(-1, actions.clamp(max=env.n_actions - 1)[..., None])[..., 0]
+    assert_close(rollout.logps, taken * rollout.mask, rtol=0, atol=1e-10)
+    if name == "slippery":
+        slips = (rollout.actions != rollout.responses)[rollout.mask].double().mean()
+        assert 0.2 < slips < 0.4
+    else:
+        assert torch.equal(rollout.actions, rollout.responses)
+        exact = policy.token_logps(prompts, responses)
+        assert_close(rollout.logps, exact.detach(), rtol=0, atol=1e-10)
+
+
+def test_float32_samples_have_the_log_probabilities_of_one_forward_pass(world):
+    policy = make_model(PolicyModel, world).float()
+    prompts = world.sample_prompts(300, torch.Generator().manual_seed(1))
+    rollout = sample(policy, world, prompts, torch.Generator().manual_seed(2))
+    exact = policy.token_logps(prompts, rollout.responses).detach()
+    assert_close(rollout.logps, exact, rtol=0, atol=1e-5)
+
+
+def test_after_the_end_there_are_only_pads_of_log_probability_0(world):
+    policy = make_model(PolicyModel, world)
+    prompts = world.sample_prompts(300, torch.Generator().manual_seed(1))
+    rollout = sample(policy, world, prompts, torch.Generator().manual_seed(2))
+    lengths = rollout.mask.sum(1)
+    assert lengths.unique().tolist() == [1, 2, 3]
+    assert (rollout.responses[~rollout.mask] == world.pad_token).all()
+    assert (rollout.responses[rollout.mask] < world.n_actions).all()
+    assert (rollout.logps[~rollout.mask] == 0).all()
+    assert (rollout.logps[rollout.mask] < 0).all()
+
+
+def test_samples_can_be_trained_on_and_touch_no_global_random_state(world):
+    policy = make_model(PolicyModel, world)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    prompts = torch.zeros(5, dtype=torch.long)
+    rollout = sample(policy, world, prompts, torch.Generator().manual_seed(0))
+    again = sample(policy, world, prompts, torch.Generator().manual_seed(0))
+    other = sample(policy, world, prompts, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+    assert torch.equal(rollout.responses, again.responses)
+    assert not torch.equal(rollout.responses, other.responses)
+    assert not rollout.logps.requires_grad
+    loss = (policy.token_logps(prompts, rollout.responses) * rollout.logps).sum()
+    loss.backward()
+    assert policy.body.wte.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["world", "bandit"])
+def test_samples_are_as_frequent_as_their_exact_probabilities_say(world, bandit, name):
+    env = world if name == "world" else bandit
+    policy = make_model(PolicyModel, env, scale=1.5)
+    n = 20_000
+    prompts = torch.full((n,), 1)
+    responses = sample(policy, env, prompts, torch.Generator().manual_seed(3)).responses
+    counts = torch.bincount(env.response_index(responses), minlength=len(env.all_responses))
+    expected = n * response_logps(policy, env)[1].exp()
+    common = expected >= 10  # the rare ones are one cell together
+    cells = [[*x[common].tolist(), float(x[~common].sum())] for x in (counts, expected)]
+    cells = [row if cells[1][-1] > 0 else row[:-1] for row in cells]
+    assert len(cells[0]) > 5
+    assert chisquare(*cells).pvalue > 6e-7  # five sigma

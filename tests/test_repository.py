@@ -1,0 +1,125 @@
+"""The repository's own files agree with each other."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+
+from rlhf_toy.commands.publish import (
+    BADGE_TAG,
+    SETUP_TAG,
+    badge_cell,
+    setup_cell,
+    tagged_cell,
+)
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PINS = ("constraints.txt", "constraints-colab.txt")
+ONLY_FOR_NOTEBOOKS = {"jupyter", "nbval"}
+
+
+def _requirements(name: str) -> dict[str, Requirement]:
+    """The requirements of a file, by their names."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert len({requirement.name.lower() for requirement in found}) == len(found)
+    return {requirement.name.lower(): requirement for requirement in found}
+
+
+def test_requirements_are_the_package_s_dependencies_and_what_runs_notebooks():
+    declared = {str(Requirement(line)) for line in PROJECT["dependencies"]}
+    listed = _requirements("requirements.txt")
+    assert declared == {str(r) for name, r in listed.items() if name not in ONLY_FOR_NOTEBOOKS}
+    assert ONLY_FOR_NOTEBOOKS.issubset(listed)
+
+
+@pytest.mark.parametrize("file", PINS)
+def test_every_pin_is_one_exact_public_version(file):
+    for requirement in _requirements(file).values():
+        (pin,) = requirement.specifier
+        assert pin.operator == "==" and "*" not in pin.version and "+" not in pin.version
+
+
+@pytest.mark.parametrize("file", PINS)
+def test_every_range_admits_the_pinned_version(file):
+    pins = _requirements(file)
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    ranges = [*_requirements("requirements.txt").values(), *map(Requirement, extras)]
+    for wanted in ranges:
+        (pin,) = pins[wanted.name.lower()].specifier
+        assert wanted.specifier.contains(pin.version), f"{wanted} against {pin} in {file}"
+
+
+def test_colab_s_lane_has_an_ipywidgets_that_works_there():
+    (pin,) = _requirements("constraints-colab.txt")["ipywidgets"].specifier
+    assert pin.version.startswith("7.")
+
+
+def test_the_lowest_tested_python_is_the_lowest_that_is_declared():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    tested = re.search(r'python-version: "([\d.]+)"', workflow)[1]
+    assert PROJECT["requires-python"] == f">={tested}"
+
+
+def test_both_kinds_of_ci_run_the_same_script():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    steps = re.findall(r"^make ([\w-]+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    assert steps == ["lint", "test", "test-colab"]
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "run: .ci/run" in workflow
+
+
+@pytest.mark.parametrize(
+    "target", ["course", "test", "lab", "notebooks", "figures", "lint", "test-colab", "clean"]
+)
+def test_makefile_has_the_target_and_explains_it(target):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert re.search(rf"^\.PHONY:.* {target}\b", makefile, re.MULTILINE)
+    assert re.search(rf'@echo "make {target} ', makefile)
+
+
+def test_the_address_stands_only_in_pyproject_and_the_stamped_notebooks():
+    address = PROJECT["urls"]["Repository"]
+    texts = [
+        path
+        for pattern in ("*", "rlhf_toy/**/*.py", "tests/**/*.py", ".ci/*", ".github/**/*.yml")
+        for path in ROOT.glob(pattern)
+        if path.is_file() and path.name != "pyproject.toml"
+    ]
+    assert [path for path in texts if address in path.read_text(encoding="utf-8")] == []
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_valid_and_executed_in_order(path):
+    text = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code if cell.source.strip()]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not any("execution" in cell.metadata for cell in code), "timings differ at every run"
+    assert text == nbformat.writes(notebook) + "\n"
+    assert len(text.encode()) < 1_000_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stamped_with_the_course_s_address_and_version(path):
+    notebook = nbformat.read(path, as_version=4)
+    address, version = PROJECT["urls"]["Repository"], PROJECT["version"]
+    assert tagged_cell(notebook, SETUP_TAG, "code").source == setup_cell(address, version)
+    assert tagged_cell(notebook, BADGE_TAG, "markdown").source == badge_cell(address, path.name)
