@@ -186,10 +186,6 @@ class _ScalarModel(_Model):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def start_from(self, model: _Model) -> None:
-        """Copies the body's weights from another model, as is usual for reward and critic (L15)."""
-        self.body.load_state_dict(model.body.state_dict())
-
 
 class RewardModel(_ScalarModel):
     """r_φ(x, y): one scalar for a prompt and a whole response (L6)."""
@@ -203,6 +199,10 @@ class RewardModel(_ScalarModel):
 
 class ValueModel(_ScalarModel):
     """V_W(s_t), the critic (L13)."""
+
+    def start_from(self, model: _Model) -> None:
+        """Copies the body's weights from another model, as is usual for a critic."""
+        self.body.load_state_dict(model.body.state_dict())
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Values of the states in which each token was written: [B], [B, T] → [B, T].

@@ -88,11 +88,19 @@ def minibatch(n: int, batch_size: int, step: int, seed: int) -> Tensor:
 
 
 def linear_decay(
-    optimizer: torch.optim.Optimizer, learning_rate: float, step: int, steps: int
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    step: int,
+    steps: int,
+    warmup_steps: int = 0,
 ) -> None:
-    """Sets the learning rate of a step: it falls linearly, to reach 0 after the last."""
+    """Sets the learning rate of a step: it falls linearly, to reach 0 after the last.
+
+    During the first `warmup_steps` it is scaled by a factor that rises linearly to 1.
+    """
+    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * (1 - step / steps)
+        group["lr"] = learning_rate * warmup * (1 - step / steps)
 
 
 class History:

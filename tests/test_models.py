@@ -171,18 +171,22 @@ def test_weights_come_from_the_generator_alone(world, kind):
             assert not torch.equal(weight, weights[2][name])
 
 
-def test_reward_and_value_start_at_zero_with_the_body_of_another_model(world):
+def test_reward_and_value_start_at_zero(world):
     policy = make_model(PolicyModel, world)
-    prompts, responses = some_responses(world)
     for kind in (RewardModel, ValueModel):
         model = kind(policy.config, torch.Generator().manual_seed(5)).double()
-        model.start_from(policy)
-        assert (model(prompts, responses) == 0).all()
-        tokens = policy.sequence(prompts, responses)
-        assert torch.equal(model.body(tokens)[0], policy.body(tokens)[0])
-        with torch.no_grad():
-            model.body.wte.weight.zero_()  # a copy: the policy keeps its own
-        assert policy.body.wte.weight.any()
+        assert (model(*some_responses(world)) == 0).all()
+
+
+def test_a_critic_starts_with_a_copy_of_another_models_body(world):
+    policy = make_model(PolicyModel, world)
+    critic = ValueModel(policy.config, torch.Generator().manual_seed(5)).double()
+    critic.start_from(policy)
+    tokens = policy.sequence(*some_responses(world))
+    assert torch.equal(critic.body(tokens)[0], policy.body(tokens)[0])
+    with torch.no_grad():
+        critic.body.wte.weight.zero_()  # a copy: the policy keeps its own
+    assert policy.body.wte.weight.any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

@@ -44,7 +44,6 @@ TRAINERS = {
     ),
     "reward_model": lambda **run: train_reward_model(
         PAIRS,
-        REFERENCE,
         RewardModelSettings(steps=32, batch_size=32, measure_every=5),
         **run,
     ),
@@ -210,7 +209,7 @@ def test_the_whole_pipeline_closes_most_of_the_gap_on_the_bandit():
     reference, history = train_reference(world, SFTSettings(steps=150), seed=0)
     assert history.last("loss") < 1.9  # log 8 is 2.08, the habits' entropy 1.8
     pairs = collect_preferences(reference, world, BradleyTerryAnnotator(), 4_000, make_generator(1))
-    model, history = train_reward_model(pairs, reference, RewardModelSettings(steps=150), seed=0)
+    model, history = train_reward_model(pairs, RewardModelSettings(steps=150), seed=0)
     assert history.last("held_out/accuracy") > 0.65
     settings = PPOSettings(iterations=80, batch_size=512)
     yardstick = Yardstick(world, reference, settings.beta)

@@ -130,6 +130,15 @@ def test_the_learning_rate_falls_linearly():
     assert rates == [2.0, 1.5, 1.0, 0.5]
 
 
+def test_the_learning_rate_rises_during_the_warmup():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=9.0)
+    rates = []
+    for step in range(4):
+        linear_decay(optimizer, 2.0, step, 4, warmup_steps=1)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1.0, 1.5, 1.0, 0.5]
+
+
 def test_history_gives_series_of_metrics_recorded_at_different_steps():
     history = History()
     history.record(1, {"a": 1.0})

@@ -118,7 +118,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     annotator = BradleyTerryAnnotator()
     preferences = collect_preferences(reference, world, annotator, args.preferences, generator)
     reward_model, rm_history = timed(
-        "reward_model", train_reward_model, preferences, reference, RewardModelSettings(**steps)
+        "reward_model", train_reward_model, preferences, RewardModelSettings(**steps)
     )
 
     # 3. Policies: online on either reward, offline on the preferences, without training.

@@ -48,7 +48,7 @@ class TextWorld(gym.Env):
         ValueError: no prompt, no word, a text twice, a length below 1, an unknown render mode.
     """
 
-    metadata = {"render_modes": ["ansi"]}
+    metadata = {"render_modes": ["ansi"], "render_fps": 4}
 
     def __init__(
         self,

@@ -137,13 +137,13 @@ class WordMDP(TextWorld):
             value = torch.where(negated, NEGATION * value, value)
             reward += is_adjective * value
             mismatch = joint * value.sign() * phrase.sign() < 0
-            reward -= CONTRAST_COST * (is_adjective & mismatch)
+            reward -= CONTRAST_COST * (is_adjective & mismatch).double()
             repeated = said.gather(1, word[:, None])[:, 0]
-            reward -= REPETITION_COST * (is_adjective & repeated)
+            reward -= REPETITION_COST * (is_adjective & repeated).double()
             said.scatter_(1, word[:, None], (repeated | is_adjective)[:, None])
             silent = (kind == end) & (before == len(KINDS))
-            reward -= GRAMMAR_COST * (here & ~may_follow[before, kind] & ~silent)
-            reward -= SILENCE_COST * (here & silent)
+            reward -= GRAMMAR_COST * (here & ~may_follow[before, kind] & ~silent).double()
+            reward -= SILENCE_COST * (here & silent).double()
 
             is_conjunction = here & (kind == conjunction)
             joint = torch.where(is_conjunction, torch.where(word == but, -1.0, 1.0), joint)
@@ -154,7 +154,7 @@ class WordMDP(TextWorld):
             negated = (negated & ~phrase_over) | (here & (kind == negation))
             before = torch.where(here, kind, before)
         dangling = (before != end) & (before != adjective)  # cut off at the length limit
-        return reward - GRAMMAR_COST * dangling
+        return reward - GRAMMAR_COST * dangling.double()
 
     @cached_property
     def _fluent_reviews(self) -> tuple[Tensor, Tensor]:
@@ -177,8 +177,8 @@ class WordMDP(TextWorld):
         ):
             if one == other:
                 continue
-            worth = sign * other_sign * self._worth[:, [WORDS.index(one), WORDS.index(other)]]
-            contrast = worth.prod(1) < 0
+            worth = self._worth[:, [WORDS.index(one), WORDS.index(other)]]
+            contrast = sign * other_sign * worth.prod(1) < 0
             for conjunction in CONJUNCTIONS:
                 fits = contrast if conjunction == "but" else ~contrast
                 reviews.append([*words, conjunction, *more])

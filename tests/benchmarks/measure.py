@@ -67,7 +67,7 @@ def reward_model() -> None:
         generator = make_generator(seed)
         pairs = collect_preferences(reference, WORLD, annotator, 20_000, generator)
         start = time.perf_counter()
-        model, history = train_reward_model(pairs, reference, seed=seed)
+        model, history = train_reward_model(pairs, seed=seed)
         seconds = time.perf_counter() - start
         fresh = collect_preferences(reference, WORLD, annotator, 50_000, generator)
         true = [
@@ -88,24 +88,24 @@ def reward_model() -> None:
 
 def dpo() -> None:
     """DPO's gap as the preferences grow, with and without early stopping."""
-    for n, steps, seeds in (
-        (2_000, 600, SEEDS),
-        (20_000, 600, SEEDS),
-        (200_000, 1_500, range(3)),
-        (500_000, 3_000, range(3)),
+    large = DPOSettings(steps=1_200, batch_size=8_192, learning_rate=2e-3, measure_every=100)
+    for n, settings, seeds in (
+        (2_000, DPOSettings(), SEEDS),
+        (20_000, DPOSettings(), SEEDS),
+        (200_000, large, range(3)),
+        (500_000, large, range(3)),
     ):
         for seed in seeds:
             reference, _ = train_reference(WORLD, seed=seed)
             generator = make_generator(seed)
             annotator = BradleyTerryAnnotator()
             pairs = collect_preferences(reference, WORLD, annotator, n, generator)
-            settings = DPOSettings(steps=steps)
             start = time.perf_counter()
             policy, history = train_dpo(pairs, reference, settings, seed=seed)
             seconds = time.perf_counter() - start
             stopped = Yardstick(WORLD, reference, settings.beta).measure(policy).gap
             print(
-                f"{n:,} pairs, {steps} steps, seed {seed}: gap {stopped:.2%} with early stopping, "
+                f"{n:,} pairs, seed {seed}: gap {stopped:.2%} with early stopping, "
                 f"{history.last('objective/gap'):.2%} without, {seconds:.0f} s",
                 flush=True,
             )

@@ -1,0 +1,84 @@
+"""The tour: its table, its files, and what it refuses. On a smaller world, to be quick."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+import rlhf_toy.envs
+from rlhf_toy.__main__ import main
+
+NAMES = ["reference", "ppo_true", "ppo_learned", "dpo", "best_of_n", "gibbs"]
+
+
+@pytest.fixture(scope="module")
+def toured(tmp_path_factory):
+    """The JSON and the figure of one quick tour, and what it printed."""
+    folder = tmp_path_factory.mktemp("tour")
+    world = rlhf_toy.envs.WordMDP
+    arguments = ["--quick", "--preferences", "3000", "--device", "cpu", "--seed", "3"]
+    files = ["--json", str(folder / "tour.json"), "--figure", str(folder / "tour.png")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rlhf_toy.envs, "WordMDP", partial(world, max_length=2))
+        before = torch.get_rng_state()
+        assert main(["tour", *arguments, *files]) == 0
+        assert torch.equal(torch.get_rng_state(), before), "the global random state was touched"
+    return json.loads((folder / "tour.json").read_text()), (folder / "tour.png").read_bytes()
+
+
+def test_the_json_has_what_it_promises(toured):
+    result, _ = toured
+    assert (result["beta"], result["seed"]) == (0.5, 3)
+    assert [row["name"] for row in result["policies"]] == NAMES
+    for row in result["policies"]:
+        assert {"reward", "learned_reward", "kl", "objective", "gap", "seconds"} <= set(row)
+        assert row["objective"] == pytest.approx(row["reward"] - 0.5 * row["kl"], abs=1e-9)
+        assert row["gap"] == pytest.approx(
+            (result["optimum"] - row["objective"]) / (result["optimum"] - result["reference"])
+        )
+        assert len(row["samples"]) == 2
+    assert 0.5 < result["reward_model"]["held_out_accuracy"] < 1
+    assert 0.5 < result["reward_model"]["ceiling"] < 1
+
+
+def test_the_policies_stand_in_the_order_that_the_theory_asks_for(toured):
+    rows = {row["name"]: row for row in toured[0]["policies"]}
+    assert rows["reference"]["gap"] == 1.0
+    assert rows["reference"]["kl"] == 0.0
+    assert rows["gibbs"]["gap"] == pytest.approx(0.0, abs=1e-9)
+    for name in ("ppo_true", "ppo_learned", "dpo", "best_of_n"):
+        assert 0 < rows[name]["gap"] < 1
+    assert rows["ppo_true"]["gap"] < 0.1
+    # The learned reward is shifted to agree with the true one under the reference.
+    assert rows["reference"]["learned_reward"] == pytest.approx(rows["reference"]["reward"])
+
+
+def test_the_figure_is_a_picture(toured):
+    assert toured[1].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--beta", "0"],
+        ["--beta", "nan"],
+        ["--beta", "inf"],
+        ["--seed", "-1"],
+        ["--preferences", "3"],
+        ["--device", "nowhere"],
+        ["--figure", "{folder}/figure.exe"],
+        ["--figure", "{folder}/missing/figure.png"],
+        ["--json", "{folder}"],
+    ],
+)
+def test_an_option_that_cannot_be_used_is_refused_before_anything_is_done(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlhf_toy.sft.train_reference", lambda *a, **k: pytest.fail("it trained"))
+    files = [] if "--json" in arguments else ["--json", str(tmp_path / "tour.json")]
+    code = main(["tour", *(a.format(folder=tmp_path) for a in arguments), *files])
+    assert code == 2
+    assert "rlhf_toy: error: --" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

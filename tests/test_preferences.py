@@ -1,0 +1,194 @@
+"""The preference dataset: what it holds, how it is collected, and that no file half exists."""
+
+import json
+
+import pytest
+import torch
+
+from rlhf_toy import preferences as module
+from rlhf_toy.annotators import BradleyTerryAnnotator
+from rlhf_toy.exact import response_logps, response_rewards
+from rlhf_toy.models import GPTConfig, PolicyModel
+from rlhf_toy.preferences import PreferenceDataset, collect_preferences
+from rlhf_toy.training import make_generator
+
+GOOD_LINE = '{"prompt": "film", "chosen": "good", "rejected": "bad"}\n'
+
+
+def collect(policy, world, n=200, seed=0, temperature=1.0):
+    annotator = BradleyTerryAnnotator(temperature)
+    return collect_preferences(policy, world, annotator, n, make_generator(seed))
+
+
+def as_tuples(pairs):
+    columns = (pairs.prompts.tolist(), pairs.chosen.tolist(), pairs.rejected.tolist())
+    return [(x, tuple(c), tuple(r)) for x, c, r in zip(*columns, strict=True)]
+
+
+@pytest.fixture
+def pairs(policy, world):
+    return collect(policy, world)
+
+
+def test_an_annotator_that_never_errs_chooses_the_higher_reward(policy, world):
+    pairs = collect(policy, world, n=2_000, temperature=1e-9)
+    chosen, rejected = (
+        world.response_rewards(pairs.prompts, y) for y in (pairs.chosen, pairs.rejected)
+    )
+    assert (chosen > rejected - 1e-6).all()
+    assert (chosen > rejected).any()
+
+
+def test_pairs_follow_the_policy_and_the_annotator(bandit):
+    policy = PolicyModel(GPTConfig.for_world(bandit, n_embd=16, n_head=2), make_generator(0))
+    n = 80_000
+    pairs = collect(policy, bandit, n=n)
+    p = response_logps(policy, bandit).exp()
+    r = response_rewards(bandit)
+    wins = torch.sigmoid(r[:, :, None] - r[:, None])
+    expected = 2 * p[:, :, None] * p[:, None] * wins / bandit.n_prompts  # chosen, rejected
+    keys = (pairs.prompts * 8 + pairs.chosen[:, 0]) * 8 + pairs.rejected[:, 0]
+    counts = torch.bincount(keys, minlength=4 * 64).view(4, 8, 8)
+    assert float(expected.sum()) == pytest.approx(1)
+    sigma = (n * expected * (1 - expected)).sqrt()
+    assert ((counts - n * expected).abs() < 5 * sigma + 3).all()
+
+
+def test_many_pairs_are_sampled_in_parts(policy, world, monkeypatch):
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", 30)
+    assert len(collect(policy, world, n=100)) == 100
+
+
+def test_the_same_seed_gives_the_same_pairs(policy, world):
+    one, same, other = (as_tuples(collect(policy, world, seed=seed)) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_a_split_is_random_disjoint_and_complete(pairs):
+    large, small = pairs.split(0.75, seed=0)
+    assert (len(large), len(small)) == (150, 50)
+    assert sorted(as_tuples(large) + as_tuples(small)) == sorted(as_tuples(pairs))
+    assert as_tuples(large) != as_tuples(pairs)[:150]
+    assert as_tuples(pairs.split(0.75, seed=0)[0]) == as_tuples(large)
+    assert as_tuples(pairs.split(0.75, seed=1)[0]) != as_tuples(large)
+    for fraction in (0.0, 1.0, 0.001, float("nan")):
+        with pytest.raises(ValueError):
+            pairs.split(fraction, seed=0)
+
+
+def test_batches_hold_every_pair_once_in_another_order(pairs):
+    batches = list(pairs.batches(64, make_generator(0)))
+    assert [len(batch) for batch in batches] == [64, 64, 64, 8]
+    rows = [row for batch in batches for row in as_tuples(batch)]
+    assert sorted(rows) == sorted(as_tuples(pairs))
+    assert rows != as_tuples(pairs)
+    with pytest.raises(ValueError, match="batch_size"):
+        next(pairs.batches(0, make_generator(0)))
+
+
+def test_rows_are_picked_by_slice_mask_and_indices(pairs):
+    rows = as_tuples(pairs)
+    assert as_tuples(pairs[3:5]) == rows[3:5]
+    assert as_tuples(pairs[torch.tensor([7, 2])]) == [rows[7], rows[2]]
+    assert as_tuples(pairs[torch.arange(len(pairs)) == 9]) == [rows[9]]
+    with pytest.raises(TypeError, match="slice"):
+        pairs[3]
+
+
+def test_unique_responses_occur_once_and_give_every_pair_back(pairs):
+    prompts, responses, index = pairs.unique_responses()
+    rows = [(x, *y) for x, y in zip(prompts.tolist(), responses.tolist(), strict=True)]
+    assert len(set(rows)) == len(rows) < 2 * len(pairs)
+    chosen, rejected = index.view(2, -1)
+    assert torch.equal(prompts[chosen], pairs.prompts)
+    assert torch.equal(responses[chosen], pairs.chosen)
+    assert torch.equal(responses[rejected], pairs.rejected)
+
+
+@pytest.mark.parametrize("name", ["world", "bandit"])
+def test_what_is_saved_is_loaded(name, request, tmp_path):
+    world = request.getfixturevalue(name)
+    policy = PolicyModel(GPTConfig.for_world(world, n_embd=16, n_head=2), make_generator(0))
+    pairs = collect(policy, world, n=500)
+    path = tmp_path / "pairs.jsonl"
+    pairs.save(path)
+    loaded = PreferenceDataset.load(path, world)
+    assert as_tuples(loaded) == as_tuples(pairs)
+    first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    assert list(first) == ["prompt", "chosen", "rejected"]
+    assert first["chosen"] == world.decode(pairs.chosen[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+def test_further_columns_are_left_out(world, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "nap", "margin": 2, "chosen": "", "rejected": "very very very"}\n')
+    (row,) = PreferenceDataset.load(path, world).rows()
+    assert row == {"prompt": "nap", "chosen": "", "rejected": "very very very"}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b"\n", "not JSON"),
+        (b"[1]", "expected an object"),
+        (b'{"prompt": "film", "chosen": "good"}', "'rejected' is missing"),
+        (b'{"prompt": "film", "chosen": 3, "rejected": "bad"}', "'chosen' must be text"),
+        (b'{"prompt": "opera", "chosen": "good", "rejected": "bad"}', "unknown prompt 'opera'"),
+        (b'{"prompt": "film", "chosen": "nice", "rejected": "bad"}', "unknown word 'nice'"),
+        (b'{"prompt": "film", "chosen": "good and good and", "rejected": "bad"}', "4 words"),
+        (b'{"prompt": "\xff", "chosen": "good", "rejected": "bad"}', "not UTF-8"),
+    ],
+)
+def test_a_bad_line_is_named_with_file_number_and_reason(world, tmp_path, line, reason):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(GOOD_LINE.encode() + line + b"\n" + GOOD_LINE.encode())
+    with pytest.raises(ValueError) as error:
+        PreferenceDataset.load(path, world)
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert reason in str(error.value)
+
+
+def test_an_empty_or_missing_file_is_refused(world, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    with pytest.raises(FileNotFoundError):
+        PreferenceDataset.load(path, world)
+    path.touch()
+    with pytest.raises(ValueError, match="empty"):
+        PreferenceDataset.load(path, world)
+
+
+def test_a_save_that_fails_leaves_the_old_file(pairs, tmp_path, monkeypatch):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(GOOD_LINE)
+    calls = iter([None] * 3)
+    monkeypatch.setattr(module.json, "dumps", lambda *a, **k: next(calls) or "{}")
+    with pytest.raises((StopIteration, RuntimeError)):
+        pairs.save(path)
+    assert path.read_text() == GOOD_LINE
+    assert [p.name for p in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": torch.zeros(0, dtype=torch.long)},
+        {"prompts": torch.full((200,), 6)},
+        {"prompts": torch.zeros(200)},
+        {"chosen": torch.zeros(200, 4, dtype=torch.long)},
+        {"rejected": torch.zeros(199, 3, dtype=torch.long)},
+        {"rejected": torch.full((200, 3), 12)},
+        {"chosen": torch.full((200, 3), -1)},
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(pairs, change):
+    columns = {"prompts": pairs.prompts, "chosen": pairs.chosen, "rejected": pairs.rejected}
+    with pytest.raises(ValueError):
+        PreferenceDataset(pairs.world, **(columns | change))
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, True])
+def test_a_bad_number_of_pairs_is_refused(policy, world, n):
+    with pytest.raises(ValueError, match="n must be"):
+        collect(policy, world, n=n)
