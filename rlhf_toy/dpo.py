@@ -101,9 +101,7 @@ def train_dpo(
             chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, settings.beta
         )
 
-        linear_decay(
-            optimizer, settings.learning_rate, step, settings.steps, settings.warmup_steps
-        )
+        linear_decay(optimizer, settings.learning_rate, step, settings.steps, settings.warmup_steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
