@@ -157,7 +157,7 @@ class WordMDP(TextWorld):
         return reward - GRAMMAR_COST * dangling.double()
 
     @cached_property
-    def _fluent_reviews(self) -> tuple[Tensor, Tensor]:
+    def fluent_reviews(self) -> tuple[Tensor, Tensor]:
         """Every review of the corpus grammar [N, T], and how likely each prompt makes it [X, N]."""
         total = sum(ADJECTIVE_WEIGHTS.values())
         phrases = []  # words, probability, adjective, sign that "not" gives
@@ -190,7 +190,7 @@ class WordMDP(TextWorld):
 
     def sample_corpus(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n prompts [n] and fluent reviews of them [n, T], see `TextWorld.sample_corpus`."""
-        tokens, probabilities = self._fluent_reviews
+        tokens, probabilities = self.fluent_reviews
         prompts = self.sample_prompts(n, generator)
         weights = probabilities.to(prompts.device)[prompts]
         chosen = torch.multinomial(weights, 1, generator=generator)[:, 0]

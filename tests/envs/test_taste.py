@@ -73,7 +73,7 @@ def test_every_rule_has_a_say():
 
 
 def test_the_corpus_pays_no_cost():
-    reviews, probabilities = WORLD._fluent_reviews
+    reviews, probabilities = WORLD.fluent_reviews
     for x, prompt in enumerate(WORLD.prompts):
         worth = TASTE | TASTE_OF_PROMPT[prompt]
         rewards = WORLD.response_rewards(torch.full((len(reviews),), x), reviews)
@@ -94,7 +94,7 @@ def test_corpus_samples_follow_their_probabilities(world):
     prompts, responses = world.sample_corpus(n, make_generator(0))
     index = world.response_index(responses)
     if isinstance(world, WordMDP):
-        reviews, table = world._fluent_reviews
+        reviews, table = world.fluent_reviews
         assert torch.allclose(table.sum(1), torch.ones(6, dtype=torch.float64))
         probabilities = torch.zeros(6, len(world.all_responses), dtype=torch.float64)
         probabilities[:, world.response_index(reviews)] = table
