@@ -46,7 +46,7 @@ class _Annotator:
             bool [B], True where the first response is preferred.
 
         Raises:
-            ValueError: shapes differ.
+            ValueError: shapes differ, or rewards that are not finite.
         """
         probability = self.preference_probability(first_rewards, second_rewards)
         chance = torch.rand(
@@ -56,6 +56,23 @@ class _Annotator:
             device=probability.device,
         )
         return chance < probability
+
+
+def _check_rewards(first_rewards: Tensor, second_rewards: Tensor) -> None:
+    """Raises a ValueError unless the rewards have one shape and are finite."""
+    if first_rewards.shape != second_rewards.shape:
+        raise ValueError(
+            "first_rewards and second_rewards must have one shape, got "
+            f"{list(first_rewards.shape)} and {list(second_rewards.shape)}"
+        )
+    if not (first_rewards.isfinite().all() and second_rewards.isfinite().all()):
+        raise ValueError("rewards must be finite: nobody can compare inf or NaN")
+
+
+def _check_annotator(annotator: Annotator) -> None:
+    """Raises a TypeError unless this is somebody who can be asked."""
+    if not hasattr(annotator, "preference_probability"):
+        raise TypeError(f"expected an annotator such as BradleyTerryAnnotator(), got {annotator!r}")
 
 
 def _check_number(name: str, number: float, low: float, high: float, open_low: bool) -> None:
@@ -86,9 +103,10 @@ class BradleyTerryAnnotator(_Annotator):
 
     def preference_probability(self, first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
         """P(first ≻ second): [B], [B] → [B]; a ValueError if the shapes differ."""
-        return preference_probability(
-            first_rewards / self.temperature, second_rewards / self.temperature
-        )
+        _check_rewards(first_rewards, second_rewards)
+        # The difference first: a reward over a tiny temperature overflows, and inf − inf is no tie.
+        difference = (first_rewards - second_rewards) / self.temperature
+        return preference_probability(difference, torch.zeros_like(difference))
 
 
 @dataclass(frozen=True)
@@ -100,13 +118,14 @@ class NoisyAnnotator(_Annotator):
         flip_probability: how often the answer is turned round, in [0, 1].
 
     Raises:
-        TypeError, ValueError: the probability is no number in [0, 1].
+        TypeError, ValueError: no annotator, or the probability is no number in [0, 1].
     """
 
     annotator: Annotator
     flip_probability: float
 
     def __post_init__(self) -> None:
+        _check_annotator(self.annotator)
         _check_number("flip_probability", self.flip_probability, 0, 1, open_low=False)
 
     def preference_probability(self, first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
@@ -156,11 +175,7 @@ class Rater(_Annotator):
 
     def preference_probability(self, first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
         """Φ((r_1 − r_2) / (√2 noise)), 1/2 at a tie: [B], [B] → [B]; a ValueError on shapes."""
-        if first_rewards.shape != second_rewards.shape:
-            raise ValueError(
-                "first_rewards and second_rewards must have one shape, got "
-                f"{list(first_rewards.shape)} and {list(second_rewards.shape)}"
-            )
+        _check_rewards(first_rewards, second_rewards)
         difference = first_rewards - second_rewards
         if self.noise == 0:
             return difference.sign() / 2 + 0.5
@@ -175,6 +190,7 @@ class Population(_Annotator):
         weights: how often each is drawn, relative to the others; equally often by default.
 
     Raises:
+        TypeError: a member that is no annotator.
         ValueError: nobody, or weights that are not as many, negative, or all zero.
     """
 
@@ -184,6 +200,8 @@ class Population(_Annotator):
         self.annotators = tuple(annotators)
         if not self.annotators:
             raise ValueError("a population needs at least one annotator")
+        for annotator in self.annotators:
+            _check_annotator(annotator)
         weights = [1.0] * len(self.annotators) if weights is None else list(weights)
         if len(weights) != len(self.annotators):
             raise ValueError(f"{len(self.annotators)} annotators need as many weights: {weights}")

@@ -17,6 +17,7 @@ from rlhf_toy.files import atomic_file
 from rlhf_toy.models import PolicyModel, sample
 from rlhf_toy.training import make_generator
 
+COLUMN_TENSORS = ("prompts", "chosen", "rejected")
 COLUMNS = ("prompt", "chosen", "rejected")
 PAIRS_AT_ONCE = 50_000  # pairs that are sampled at once: bounds the memory
 
@@ -32,7 +33,9 @@ class PreferenceDataset:
         rejected: [N, T] of the others.
 
     Raises:
-        ValueError: no pair, shapes that do not fit, or ids that the world does not have.
+        TypeError: a column that is no tensor.
+        ValueError: no pair, shapes that do not fit, ids that the world does not have, or a response
+            whose padding begins before its end.
     """
 
     world: TextWorld
@@ -41,7 +44,10 @@ class PreferenceDataset:
     rejected: Tensor
 
     def __post_init__(self) -> None:
-        n, length = len(self.prompts), self.world.max_length
+        for name in COLUMN_TENSORS:
+            if not isinstance(getattr(self, name), Tensor):
+                raise TypeError(f"{name} must be a tensor, got {getattr(self, name)!r}")
+        n, length = self.prompts.numel(), self.world.max_length
         if self.prompts.dim() != 1 or n == 0:
             raise ValueError(f"prompts must be [N], N at least 1, got {list(self.prompts.shape)}")
         for name in ("chosen", "rejected"):
@@ -55,6 +61,10 @@ class PreferenceDataset:
         ):
             if ids.dtype != torch.long or int(ids.min()) < 0 or int(ids.max()) >= limit:
                 raise ValueError(f"{name} must be int64 ids from 0 to {limit - 1}")
+        for name in ("chosen", "rejected"):
+            ids = getattr(self, name)
+            if (self.world.response_mask(ids) & (ids == self.world.pad_token)).any():
+                raise ValueError(f"{name} has a pad token before its response has ended")
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -191,6 +201,8 @@ def _read_row(line: bytes) -> dict[str, str]:
         raise ValueError(f"not UTF-8 text: {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("not a row: brackets are nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with {COLUMNS}, got {type(row).__name__}")
     for column in COLUMNS:

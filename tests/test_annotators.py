@@ -50,11 +50,36 @@ def test_the_probability_is_the_formulas(annotator, expected):
 @pytest.mark.parametrize("annotator", KINDS, ids=NAMES)
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(a=st.floats(-50, 50), b=st.floats(-50, 50))
-def test_one_of_two_is_preferred_and_the_better_one_no_less_often(annotator, a, b):
+def test_the_two_answers_probabilities_sum_to_one(annotator, a, b):
     first, second = (torch.tensor([x], dtype=torch.float64) for x in (a, b))
     p = annotator.preference_probability(first, second)
     assert 0 <= float(p) <= 1
     assert float(p + annotator.preference_probability(second, first)) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("annotator", KINDS[:5], ids=NAMES[:5])
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(a=st.floats(-5, 5), b=st.floats(-5, 5), rise=st.floats(0, 5))
+def test_a_better_response_is_preferred_no_less_often(annotator, a, b, rise):
+    first, second, better = (torch.tensor([x], dtype=torch.float64) for x in (a, b, a + rise))
+    p = float(annotator.preference_probability(first, second))
+    assert float(annotator.preference_probability(better, second)) >= p
+    assert (p >= 0.5) if a >= b else (p <= 0.5)
+
+
+@pytest.mark.parametrize("annotator", [*KINDS, Rater(noise=0.0), BradleyTerryAnnotator(1e-300)])
+@settings(deadline=None, derandomize=True, max_examples=10)
+@given(reward=st.floats(-1e10, 1e10))
+def test_a_tie_is_a_coin_toss(annotator, reward):
+    rewards = torch.tensor([reward], dtype=torch.float64)
+    assert float(annotator.preference_probability(rewards, rewards)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("annotator", KINDS, ids=NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_rewards_that_are_not_finite_are_refused(annotator, bad):
+    with pytest.raises(ValueError, match="finite"):
+        annotator.prefer(*pair(bad), make_generator(0))
 
 
 @pytest.mark.parametrize("annotator", KINDS, ids=NAMES)
@@ -138,6 +163,8 @@ def test_the_ceiling_is_reached_by_the_true_reward_and_by_nothing_better():
         (lambda: Rater(noise=-1.0), ValueError),
         (lambda: Rater(rounding=-0.5), ValueError),
         (lambda: Rater(offset=math.nan), ValueError),
+        (lambda: NoisyAnnotator(3, 0.1), TypeError),
+        (lambda: Population("ab"), TypeError),
         (lambda: Population([]), ValueError),
         (lambda: Population([Rater()], [1, 2]), ValueError),
         (lambda: Population([Rater(), Rater()], [0, 0]), ValueError),

@@ -1,6 +1,7 @@
 """The preference dataset: what it holds, how it is collected, and that no file half exists."""
 
 import json
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -105,6 +106,19 @@ def test_unique_responses_occur_once_and_give_every_pair_back(pairs):
     assert torch.equal(responses[rejected], pairs.rejected)
 
 
+def test_what_stands_after_the_end_makes_no_response_another(world):
+    prompts = torch.zeros(1, dtype=torch.long)
+    clean, dirty = torch.tensor([[0, 10, 11]]), torch.tensor([[0, 10, 3]])
+    _, responses, index = PreferenceDataset(world, prompts, clean, dirty).unique_responses()
+    assert responses.tolist() == clean.tolist()
+    assert index.tolist() == [0, 0]
+
+
+def test_a_dataset_cannot_be_changed(pairs):
+    with pytest.raises(FrozenInstanceError):
+        pairs.prompts = pairs.prompts[:1]
+
+
 @pytest.mark.parametrize("name", ["world", "bandit"])
 def test_what_is_saved_is_loaded(name, request, tmp_path):
     world = request.getfixturevalue(name)
@@ -133,6 +147,7 @@ def test_further_columns_are_left_out(world, tmp_path):
         (b"{", "not JSON"),
         (b"\n", "not JSON"),
         (b"[1]", "expected an object"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"prompt": "film", "chosen": "good"}', "'rejected' is missing"),
         (b'{"prompt": "film", "chosen": 3, "rejected": "bad"}', "'chosen' must be text"),
         (b'{"prompt": "opera", "chosen": "good", "rejected": "bad"}', "unknown prompt 'opera'"),
@@ -180,12 +195,25 @@ def test_a_save_that_fails_leaves_the_old_file(pairs, tmp_path, monkeypatch):
         {"rejected": torch.zeros(199, 3, dtype=torch.long)},
         {"rejected": torch.full((200, 3), 12)},
         {"chosen": torch.full((200, 3), -1)},
+        {"chosen": torch.tensor([[0, 11, 10]]).expand(200, 3)},  # a pad before the end
+        {"prompts": torch.tensor(0)},
     ],
 )
 def test_columns_that_do_not_fit_are_refused(pairs, change):
     columns = {"prompts": pairs.prompts, "chosen": pairs.chosen, "rejected": pairs.rejected}
     with pytest.raises(ValueError):
         PreferenceDataset(pairs.world, **(columns | change))
+
+
+def test_a_pad_token_is_no_arm(bandit):
+    arm = torch.zeros(1, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match="pad"):
+        PreferenceDataset(bandit, arm[0], arm, arm + bandit.pad_token)
+
+
+def test_a_column_that_is_no_tensor_is_refused(pairs):
+    with pytest.raises(TypeError, match="chosen must be a tensor"):
+        PreferenceDataset(pairs.world, pairs.prompts, pairs.chosen.tolist(), pairs.rejected)
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, True])

@@ -223,8 +223,8 @@ class TextWorld(gym.Env):
         prompt = (options or {}).get("prompt")
         if isinstance(prompt, str):
             prompt = self.prompt_index(prompt)
-        if prompt is not None and not 0 <= prompt < self.n_prompts:
-            raise ValueError(f"prompt must be 0 … {self.n_prompts - 1}, got {prompt}")
+        if prompt is not None and prompt not in range(self.n_prompts):
+            raise ValueError(f"prompt must be 0 … {self.n_prompts - 1}, got {prompt!r}")
         self._prompt = int(self.np_random.integers(self.n_prompts)) if prompt is None else prompt
         self._response = torch.full((self.max_length,), self.pad_token)
         self._length, self._over = 0, False

@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from rlhf_toy.envs import PromptBandit, WordMDP
+from rlhf_toy.envs.prompt_bandit import TASTE as BANDIT_TASTE
 from rlhf_toy.envs.word_mdp import (
+    ADJECTIVE_WEIGHTS,
     CONTRAST_COST,
     GRAMMAR_COST,
     INTENSITY,
     NEGATION,
+    NOT_SHARE,
     REPETITION_COST,
     SILENCE_COST,
     TASTE,
     TASTE_OF_PROMPT,
+    TWO_PHRASES,
+    VERY_SHARE,
 )
 from rlhf_toy.training import make_generator
 
@@ -49,6 +54,8 @@ BY_HAND = {
     ("film", "good great"): GOOD + GREAT - GRAMMAR_COST,
     ("film", "and good"): GOOD - GRAMMAR_COST,
     ("film", "very very good"): INTENSITY * GOOD - GRAMMAR_COST,
+    ("film", "very and good"): GOOD - GRAMMAR_COST,  # a conjunction ends the phrase
+    ("film", "good and great dull"): GOOD + GREAT + DULL - GRAMMAR_COST,  # nothing joins the last
     ("film", "very not good"): NEGATION * INTENSITY * GOOD - GRAMMAR_COST,
     ("film", "good and but great"): GOOD + GREAT - GRAMMAR_COST - CONTRAST_COST,
     # an end that dangles, before the length limit and at it
@@ -70,6 +77,39 @@ def test_the_reward_is_what_the_rules_give_by_hand(prompt, text):
 def test_every_rule_has_a_say():
     assert len(set(BY_HAND.values())) >= 20
     assert min(GRAMMAR_COST, REPETITION_COST, CONTRAST_COST, SILENCE_COST) > 0
+
+
+def test_the_bandits_reward_is_the_table():
+    bandit = PromptBandit()
+    prompts = torch.arange(bandit.n_prompts).repeat_interleave(bandit.n_words)
+    responses = torch.arange(bandit.n_words).repeat(bandit.n_prompts)[:, None]
+    rewards = bandit.response_rewards(prompts, responses)
+    assert rewards.tolist() == [reward for row in BANDIT_TASTE for reward in row]
+
+
+def test_the_corpus_has_the_shares_that_stand_at_the_top():
+    world = WordMDP(max_length=7)  # the longest review of the grammar has seven words
+    reviews, probabilities = world.fluent_reviews
+    texts = [world.decode(review).split() for review in reviews]
+    chance = probabilities[0].tolist()
+
+    def share(*conditions):
+        return sum(
+            p for p, text in zip(chance, texts, strict=True) if all(c(text) for c in conditions)
+        )
+
+    def is_single(text):
+        return not {"and", "but"} & set(text)
+
+    total = sum(ADJECTIVE_WEIGHTS.values())
+    differing = 1 - sum((weight / total) ** 2 for weight in ADJECTIVE_WEIGHTS.values())
+    odds = TWO_PHRASES * differing / (1 - TWO_PHRASES)  # an adjective is said once in a review
+    single = share(is_single)
+    assert 1 / single - 1 == pytest.approx(odds)
+    assert share(is_single, lambda t: "very" in t) / single == pytest.approx(VERY_SHARE)
+    assert share(is_single, lambda t: "not" in t) / single == pytest.approx(NOT_SHARE)
+    for word, weight in ADJECTIVE_WEIGHTS.items():
+        assert share(is_single, lambda t, w=word: w in t) / single == pytest.approx(weight / total)
 
 
 def test_the_corpus_pays_no_cost():

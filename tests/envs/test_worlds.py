@@ -132,7 +132,7 @@ def test_reset_takes_a_prompt_by_index_or_text_and_else_draws_all():
     assert world.reset(options={"prompt": "library"})[0]["prompt"] == 2
     assert world.reset(options={"prompt": 4})[0]["prompt"] == 4
     assert {int(world.reset(seed=s)[0]["prompt"]) for s in range(100)} == set(range(6))
-    for bad in (-1, 6, "opera"):
+    for bad in (-1, 6, 1.5, [1], "opera"):
         with pytest.raises(ValueError, match="prompt"):
             world.reset(options={"prompt": bad})
 
@@ -185,3 +185,15 @@ def test_the_same_seed_gives_the_same_episode_and_global_chance_is_left_alone():
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]
     assert random.getstate() == states[2]
+
+
+def test_a_world_without_an_end_token_has_no_shorter_response():
+    with pytest.raises(ValueError, match="exactly 1"):
+        PromptBandit().encode_words([])
+
+
+def test_a_world_without_render_mode_says_how_to_get_one():
+    world = WordMDP()
+    world.reset(seed=0)
+    with pytest.warns(UserWarning, match="render_mode='ansi'"):
+        assert world.render() is None
