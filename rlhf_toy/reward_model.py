@@ -87,13 +87,17 @@ def fit_bradley_terry(
         weights = (wins + wins.T) * expit(differences) * expit(-differences)
         return np.diag(weights.sum(1)) - weights + 2 * l2 * np.eye(n_items)
 
-    start = np.zeros(n_items)
+    # The constant shift carries no information; with it filled in the matrix can be inverted.
+    shift = np.full((n_items, n_items), 1 / n_items)
     fit = minimize(
-        loss, start, jac=True, hess=information, method="trust-exact", options={"gtol": 1e-9}
+        loss,
+        np.zeros(n_items),
+        jac=True,
+        hess=lambda rewards: information(rewards) + shift,
+        method="Newton-CG",
+        options={"xtol": 1e-12},
     )
     rewards = fit.x - fit.x.mean()
-    # The constant shift carries no information; without it the matrix can be inverted.
-    shift = np.full((n_items, n_items), 1 / n_items)
     covariance = np.linalg.inv(information(rewards) + shift) - shift / (1 + 2 * l2)
     return rewards, np.sqrt(np.diag(covariance).clip(min=0))
 
