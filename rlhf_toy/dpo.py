@@ -35,8 +35,8 @@ class DPOSettings:
 
     beta: float = 0.5  # KL weight
     steps: int = 300
-    batch_size: int = 2048  # pairs
-    learning_rate: float = 1e-3  # falls linearly to 0 …
+    batch_size: int = 512  # pairs
+    learning_rate: float = 5e-4  # falls linearly to 0 …
     warmup_steps: int = 100  # … once it has risen: early leaps put mass on what no pair shows
     held_out: float = 0.1  # share of the pairs that are kept for measuring
     early_stopping: bool = True  # hand back the policy that was best on the held-out pairs

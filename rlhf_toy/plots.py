@@ -72,7 +72,7 @@ def frontier_figure(yardstick: Yardstick, measures: Mapping[str, Measure]) -> Fi
                 MARKERS[i % len(MARKERS)],
                 markersize=9,
                 color=COLOURS[i % len(COLOURS)],
-                label=f"{name}: gap {measure.gap:.1%}",
+                label=f"{name}: gap {round(measure.gap, 3) + 0.0:.1%}",
             )
         axes.set_xlabel("KL(π ‖ π_ref), nats per response")
         axes.set_ylabel("true reward, logits")

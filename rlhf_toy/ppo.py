@@ -44,10 +44,10 @@ class PPOSettings:
     """Settings of PPO, under the field's names."""
 
     beta: float = 0.5  # KL weight
-    iterations: int = 220
+    iterations: int = 200
     batch_size: int = 1024  # responses sampled per iteration
     num_ppo_epochs: int = 1
-    num_mini_batches: int = 4
+    num_mini_batches: int = 8
     learning_rate: float = 1e-3  # falls linearly to 0
     vf_coef: float = 0.5
     cliprange: float = 0.2
@@ -55,6 +55,8 @@ class PPOSettings:
     gamma: float = 1.0
     lam: float = 0.95
     max_grad_norm: float = 1.0
+    use_critic: bool = True  # without one, advantages are plain rewards-to-go
+    whiten_advantages: bool = True
     measure_every: int = 25  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ def train_ppo(
     if isinstance(reward, torch.nn.Module):
         reward = copy.deepcopy(reward).to(device)
     parameters = [*policy.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, eps=1e-5)
+    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, eps=1e-5, fused=True)
     yardstick = Yardstick(world, reference, settings.beta)
     history = History()
     parts = {"policy": policy, "critic": critic, "optimizer": optimizer}
@@ -134,8 +136,10 @@ def train_ppo(
             rewards = token_rewards(scores, old_logps, ref_logps, mask, settings.beta)
             # How much better than expected each token was (L13).
             old_values = critic(prompts, responses)
-            advantages, returns = gae(rewards, old_values, mask, settings.gamma, settings.lam)
-            advantages = whiten(advantages, mask)
+            baseline = old_values if settings.use_critic else torch.zeros_like(old_values)
+            advantages, returns = gae(rewards, baseline, mask, settings.gamma, settings.lam)
+            if settings.whiten_advantages:
+                advantages = whiten(advantages, mask)
 
         # Step towards what was better, within the clip (L12).
         linear_decay(optimizer, settings.learning_rate, iteration, settings.iterations)

@@ -51,7 +51,7 @@ TRAINERS = {
         WORLD,
         REFERENCE,
         WORLD.response_rewards,
-        PPOSettings(iterations=32, batch_size=32, measure_every=5),
+        PPOSettings(iterations=32, batch_size=32, num_mini_batches=4, measure_every=5),
         **run,
     ),
     "dpo": lambda **run: train_dpo(

@@ -108,7 +108,7 @@ def check_torch(_: Path) -> Iterator[Finding]:
     if not right:
         yield Finding(FAIL, f"torch computes wrong gradients on {device}", reinstall)
     else:
-        yield Finding(OK, f"torch computes on {device}, {torch.get_num_threads()} CPU threads")
+        yield Finding(OK, f"torch computes on {device}; CPU threads: {torch.get_num_threads()}")
 
 
 def check_jupyter(_: Path) -> Iterator[Finding]:

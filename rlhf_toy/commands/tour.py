@@ -12,9 +12,12 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_toy.commands.usage import UsageError
+
+if TYPE_CHECKING:
+    from rlhf_toy.exact import Measure, Yardstick
 
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 FEWEST_PREFERENCES = 100
@@ -45,13 +48,16 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from rlhf_toy.files import atomic_file
 
-    result, figure = _tour(args)
+    result, yardstick, measures = _tour(args)
     print(_table(result))
     if args.json:
         with atomic_file(args.json, text=True) as file:
             json.dump(result, file, indent=2)
             file.write("\n")
     if args.figure:
+        from rlhf_toy.plots import frontier_figure
+
+        figure = frontier_figure(yardstick, measures)
         with atomic_file(args.figure) as file:
             figure.savefig(file, format=args.figure.suffix[1:], dpi=150)
     return 0
@@ -74,11 +80,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--figure must end in one of {FIGURE_FORMATS}, got {args.figure}")
 
 
-def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
-    """The pipeline in the lecture's order; returns what the JSON holds, and the figure."""
+def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str, Measure]]:
+    """The pipeline in the lecture's order: what the JSON holds, and what the figure shows."""
     import torch
 
-    from rlhf_toy import plots
     from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
     from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
     from rlhf_toy.dpo import DPOSettings, train_dpo
@@ -101,8 +106,10 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     except ValueError as error:
         raise UsageError(f"--device: {error}") from None
     seed, beta, world = args.seed, args.beta, WordMDP()
-    steps = {"steps": 150} if args.quick else {}
-    iterations = {"iterations": 40} if args.quick else {}
+    steps = {"steps": 60} if args.quick else {}
+    warmup = {"warmup_steps": 15} if args.quick else {}
+    iterations = {"iterations": 20} if args.quick else {}
+    ns = {"ns": (1, 2, 4, 8, 16)} if args.quick else {}
     seconds = {}
 
     def timed(name: str, train, *arguments, **options):
@@ -125,10 +132,12 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     ppo = PPOSettings(beta=beta, **iterations)
     ppo_true, _ = timed("ppo_true", train_ppo, world, reference, world.response_rewards, ppo)
     ppo_learned, _ = timed("ppo_learned", train_ppo, world, reference, reward_model, ppo)
-    dpo, _ = timed("dpo", train_dpo, preferences, reference, DPOSettings(beta=beta, **steps))
+    dpo, _ = timed(
+        "dpo", train_dpo, preferences, reference, DPOSettings(beta=beta, **steps, **warmup)
+    )
     scores = response_scores(reward_model, world).cpu()
     best_of_n, _ = timed(
-        "best_of_n", run_best_of_n, world, reference, scores, BestOfNSettings(beta=beta)
+        "best_of_n", run_best_of_n, world, reference, scores, BestOfNSettings(beta=beta, **ns)
     )
 
     # The yardstick.
@@ -185,7 +194,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         },
         "policies": rows,
     }
-    return result, plots.frontier_figure(yardstick, measures)
+    return result, yardstick, measures
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -203,7 +212,7 @@ def _table(result: dict[str, Any]) -> str:
     for row in result["policies"]:
         lines.append(
             f"{row['name']:<12}{row['reward']:>9.3f}{row['learned_reward']:>11.3f}{row['kl']:>8.3f}"
-            f"{row['objective']:>9.3f}{row['gap']:>9.2%}{row['seconds']:>9.1f}"
+            f"{row['objective']:>9.3f}{round(row['gap'], 4) + 0.0:>9.2%}{row['seconds']:>9.1f}"
         )
     lines += ["", "what they say"]
     for row in result["policies"]:
