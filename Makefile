@@ -6,10 +6,12 @@ RUN := $(VENV)/bin/python -m
 
 # Tests run side by side, one thread each: on two cores that beats one process with two threads.
 WORKERS ?= 2
-UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q
+SOLVED = tests/notebooks/test_solved.py
+UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --ignore $(SOLVED)
+# Each notebook twice: as it is, against its saved outputs, and with all exercises solved.
 # A notebook's cells need one kernel, hence `loadfile`; a dead kernel is only noticed by the time-out.
 NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
-	--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
+	--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks $(SOLVED)
 
 .PHONY: help course test lab notebooks figures lint test-colab clean
 

@@ -19,6 +19,11 @@ from rlhf_toy.exercises import (
     nb03_two_views,
     nb04_reward_model,
     nb05_gibbs_optimum,
+    nb06_ppo,
+    nb07_reward_hacking,
+    nb08_dpo,
+    nb09_dpo_or_ppo,
+    nb10_no_free_lunch,
 )
 from rlhf_toy.exercises.grading import NOT_ATTEMPTED, RIGHT, WRONG, Exercise, Verdict
 from rlhf_toy.exercises.grading import grade as _grade
@@ -31,6 +36,11 @@ _NOTEBOOKS = (
     nb03_two_views,
     nb04_reward_model,
     nb05_gibbs_optimum,
+    nb06_ppo,
+    nb07_reward_hacking,
+    nb08_dpo,
+    nb09_dpo_or_ppo,
+    nb10_no_free_lunch,
 )
 _EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise for notebook in _NOTEBOOKS for exercise in notebook.EXERCISES
