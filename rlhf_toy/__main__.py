@@ -7,10 +7,16 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rlhf_toy.commands import course, doctor, publish, tour
+from rlhf_toy.commands import course, doctor, publish, study, tour
 from rlhf_toy.commands.usage import UsageError
 
-COMMANDS = {"tour": tour, "doctor": doctor, "course": course, "publish": publish}
+COMMANDS = {
+    "tour": tour,
+    "doctor": doctor,
+    "course": course,
+    "study": study,
+    "publish": publish,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
