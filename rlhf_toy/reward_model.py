@@ -106,9 +106,9 @@ def fit_bradley_terry(
 class RewardModelSettings:
     """Settings of the reward model's training."""
 
-    steps: int = 400
+    steps: int = 800
     batch_size: int = 512  # pairs
-    learning_rate: float = 5e-3  # falls linearly to 0
+    learning_rate: float = 3e-3  # falls linearly to 0
     weight_decay: float = 1.0  # strong: few pairs, and people's answers are noisy
     held_out: float = 0.1  # share of the pairs that are kept for measuring
     measure_every: int = 25  # steps between two looks at the held-out pairs

@@ -88,7 +88,9 @@ def reward_model() -> None:
 
 def dpo() -> None:
     """DPO's gap as the preferences grow, with and without early stopping."""
-    large = DPOSettings(steps=2_500, batch_size=8_192, learning_rate=2e-3, measure_every=100)
+    large = DPOSettings(
+        steps=2_000, batch_size=4_096, learning_rate=1e-3, warmup_steps=200, measure_every=100
+    )
     for n, settings, seeds in (
         (2_000, DPOSettings(), SEEDS),
         (20_000, DPOSettings(), SEEDS),
