@@ -541,7 +541,7 @@ _REPAIR = Exercise(
     name="repair_ppo",
     notebook="06",
     hints=(
-        "The reward is higher than the optimum's, and so is the KL. Who pays too little?",
+        "The reward is about the optimum's, but the KL is far above its. Who pays too little?",
         "Write down what the last token of a response is charged for its own log-ratio.",
         "In L13 the sum runs over k ≥ t.",
     ),
