@@ -6,34 +6,24 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from rlhf_toy import losses
 from rlhf_toy.exercises.grading import Case, Exercise, Mistake, make_cases
-from rlhf_toy.training import make_generator
-
-
-def _rewards(n: int, seed: int) -> Tensor:
-    draws = torch.randn(n, generator=make_generator(seed), dtype=torch.float64)
-    return (20 * draws).round() / 10
-
-
-def _float64(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
+from rlhf_toy.exercises.inputs import float64, random_numbers
 
 
 def _pair_cases(first: str, second: str) -> list[Case]:
     plain = [
-        (_float64(0.5), _float64(0.0)),
-        (_float64(0.5, -1.0), _float64(1.5, -1.5)),
-        (_rewards(4, 1), _rewards(4, 2)),
-        (_rewards(7, 3).float(), _rewards(7, 4).float()),
+        (float64(0.5), float64(0.0)),
+        (float64(0.5, -1.0), float64(1.5, -1.5)),
+        (random_numbers(4, seed=1), random_numbers(4, seed=2)),
+        (random_numbers(7, seed=3).float(), random_numbers(7, seed=4).float()),
     ]
     corners = [
-        (_float64(2.0, 2.0), _float64(2.0, 1.0)),  # a tie
-        (_float64(0.0, 0.0), _float64(0.0, 0.0)),
-        (_float64(1e4, -1e4), _float64(-1e4, 1e4)),
-        (_float64(1000.0, 999.0), _float64(999.0, 1000.0)),
+        (float64(2.0, 2.0), float64(2.0, 1.0)),  # a tie
+        (float64(0.0, 0.0), float64(0.0, 0.0)),
+        (float64(1e4, -1e4), float64(-1e4, 1e4)),
+        (float64(1000.0, 999.0), float64(999.0, 1000.0)),
     ]
     return make_cases((first, second), plain, corners)
 

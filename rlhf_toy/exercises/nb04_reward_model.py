@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlhf_toy import losses
 from rlhf_toy.exercises.grading import Case, Exercise, Mistake, make_cases
-from rlhf_toy.training import make_generator
+from rlhf_toy.exercises.inputs import float64, random_numbers
 
 
 def reward_gradient(chosen_rewards: Tensor, rejected_rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,27 +27,18 @@ def reward_gradient(chosen_rewards: Tensor, rejected_rewards: Tensor) -> tuple[T
     return -surprise, surprise
 
 
-def _rewards(n: int, seed: int) -> Tensor:
-    draws = torch.randn(n, generator=make_generator(seed), dtype=torch.float64)
-    return (20 * draws).round() / 10
-
-
-def _float64(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
 def _pair_cases() -> list[Case]:
     plain = [
-        (_float64(0.5, 2.0), _float64(0.0, -1.0)),
-        (_float64(-0.5, 1.0, -2.0), _float64(1.5, 0.5, -3.0)),
-        (_rewards(4, 1), _rewards(4, 2)),
-        (_rewards(9, 3).float(), _rewards(9, 4).float()),
+        (float64(0.5, 2.0), float64(0.0, -1.0)),
+        (float64(-0.5, 1.0, -2.0), float64(1.5, 0.5, -3.0)),
+        (random_numbers(4, seed=1), random_numbers(4, seed=2)),
+        (random_numbers(9, seed=3).float(), random_numbers(9, seed=4).float()),
     ]
     corners = [
-        (_float64(1.0), _float64(0.0)),
-        (_float64(2.0, 2.0), _float64(2.0, 1.0)),  # a tie
-        (_float64(0.0, 0.0), _float64(0.0, 0.0)),
-        (_float64(1e4, -1e4), _float64(-1e4, 1e4)),
+        (float64(1.0), float64(0.0)),
+        (float64(2.0, 2.0), float64(2.0, 1.0)),  # a tie
+        (float64(0.0, 0.0), float64(0.0, 0.0)),
+        (float64(1e4, -1e4), float64(-1e4, 1e4)),
     ]
     return make_cases(("chosen_rewards", "rejected_rewards"), plain, corners)
 

@@ -9,81 +9,67 @@ from torch import Tensor
 
 from rlhf_toy import exact
 from rlhf_toy.exercises.grading import Case, Exercise, Mistake, make_cases
-from rlhf_toy.training import make_generator
+from rlhf_toy.exercises.inputs import float64, random_logps, random_numbers
 
 
 def _log(*probabilities: float) -> Tensor:
     return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
-def _float64(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def _random_logps(*shape: int, seed: int) -> Tensor:
-    draws = torch.randn(shape, generator=make_generator(seed), dtype=torch.float64)
-    return draws.log_softmax(-1)
-
-
-def _random_rewards(*shape: int, seed: int) -> Tensor:
-    draws = torch.randn(shape, generator=make_generator(seed), dtype=torch.float64)
-    return (20 * draws).round() / 10
-
-
 def _kl_cases() -> list[Case]:
     plain = [
         (_log(0.5, 0.5), _log(0.25, 0.75)),
         (_log(0.9, 0.1), _log(0.2, 0.8)),
-        (_random_logps(3, seed=1), _random_logps(3, seed=2)),
-        (_random_logps(1, 4, seed=5), _random_logps(1, 4, seed=6)),
-        (_random_logps(2, 3, seed=3), _random_logps(2, 3, seed=4)),
-        (_random_logps(2, 2, 3, seed=7).float(), _random_logps(2, 2, 3, seed=8).float()),
+        (random_logps(3, seed=1), random_logps(3, seed=2)),
+        (random_logps(1, 4, seed=5), random_logps(1, 4, seed=6)),
+        (random_logps(2, 3, seed=3), random_logps(2, 3, seed=4)),
+        (random_logps(2, 2, 3, seed=7).float(), random_logps(2, 2, 3, seed=8).float()),
     ]
     corners = [
         (_log(1.0, 0.0), _log(0.5, 0.5)),  # p is 0 somewhere
         (_log(1.0, 0.0), _log(1.0, 0.0)),  # both are
         (_log(0.5, 0.5), _log(1.0, 0.0)),  # q misses something that p has
-        (_float64(0.0, -900.0), _float64(-900.0, 0.0)),
+        (float64(0.0, -900.0), float64(-900.0, 0.0)),
     ]
     return make_cases(("logp", "logq"), plain, corners)
 
 
 def _tilt_cases() -> list[Case]:
     plain = [
-        (_log(0.5, 0.5), _float64(1.0, 0.0), 1.0),
-        (_log(0.25, 0.75), _float64(1.0, -0.5), 0.5),
-        (_random_logps(3, seed=1), _random_rewards(3, seed=2), 2.0),
-        (_random_logps(1, 3, seed=3), _random_rewards(1, 3, seed=4), 0.5),
-        (_random_logps(2, 4, seed=5), _random_rewards(2, 4, seed=6), 0.7),
-        (_random_logps(2, 2, 3, seed=7).float(), _random_rewards(2, 2, 3, seed=8).float(), 1.5),
+        (_log(0.5, 0.5), float64(1.0, 0.0), 1.0),
+        (_log(0.25, 0.75), float64(1.0, -0.5), 0.5),
+        (random_logps(3, seed=1), random_numbers(3, seed=2), 2.0),
+        (random_logps(1, 3, seed=3), random_numbers(1, 3, seed=4), 0.5),
+        (random_logps(2, 4, seed=5), random_numbers(2, 4, seed=6), 0.7),
+        (random_logps(2, 2, 3, seed=7).float(), random_numbers(2, 2, 3, seed=8).float(), 1.5),
     ]
     corners = [
-        (_log(0.5, 0.5), _float64(1000.0, -1000.0), 1.0),
-        (_log(0.5, 0.5), _float64(-1000.0, -999.0), 1.0),
-        (_log(0.2, 0.8), _float64(1.0, 0.9), 1e-3),
-        (_log(0.2, 0.8), _float64(1.0, 0.9), 1e3),
-        (_log(1.0, 0.0), _float64(0.0, 5.0), 1.0),  # the reference never says it
+        (_log(0.5, 0.5), float64(1000.0, -1000.0), 1.0),
+        (_log(0.5, 0.5), float64(-1000.0, -999.0), 1.0),
+        (_log(0.2, 0.8), float64(1.0, 0.9), 1e-3),
+        (_log(0.2, 0.8), float64(1.0, 0.9), 1e3),
+        (_log(1.0, 0.0), float64(0.0, 5.0), 1.0),  # the reference never says it
     ]
     return make_cases(("ref_logps", "rewards", "beta"), plain, corners)
 
 
 def _objective_cases() -> list[Case]:
     plain = [
-        (_log(0.5, 0.5), _log(0.25, 0.75), _float64(1.0, 0.0), 1.0),
-        (_log(0.9, 0.1), _log(0.5, 0.5), _float64(1.0, -0.5), 0.5),
-        (*(_random_logps(3, seed=seed) for seed in (1, 2)), _random_rewards(3, seed=3), 2.0),
-        (*(_random_logps(1, 3, seed=seed) for seed in (4, 5)), _random_rewards(1, 3, seed=6), 0.5),
-        (*(_random_logps(2, 4, seed=seed) for seed in (7, 8)), _random_rewards(2, 4, seed=9), 0.7),
+        (_log(0.5, 0.5), _log(0.25, 0.75), float64(1.0, 0.0), 1.0),
+        (_log(0.9, 0.1), _log(0.5, 0.5), float64(1.0, -0.5), 0.5),
+        (*(random_logps(3, seed=seed) for seed in (1, 2)), random_numbers(3, seed=3), 2.0),
+        (*(random_logps(1, 3, seed=seed) for seed in (4, 5)), random_numbers(1, 3, seed=6), 0.5),
+        (*(random_logps(2, 4, seed=seed) for seed in (7, 8)), random_numbers(2, 4, seed=9), 0.7),
         (
-            *(_random_logps(2, 2, 3, seed=seed).float() for seed in (10, 11)),
-            _random_rewards(2, 2, 3, seed=12).float(),
+            *(random_logps(2, 2, 3, seed=seed).float() for seed in (10, 11)),
+            random_numbers(2, 2, 3, seed=12).float(),
             1.5,
         ),
     ]
     corners = [
-        (_log(1.0, 0.0), _log(0.5, 0.5), _float64(1.0, 1000.0), 1.0),  # greedy
-        (_log(1.0, 0.0), _log(1.0, 0.0), _float64(1.0, 5.0), 1.0),
-        (_log(0.5, 0.5), _log(1.0, 0.0), _float64(1.0, 5.0), 1.0),  # infinitely far away
+        (_log(1.0, 0.0), _log(0.5, 0.5), float64(1.0, 1000.0), 1.0),  # greedy
+        (_log(1.0, 0.0), _log(1.0, 0.0), float64(1.0, 5.0), 1.0),
+        (_log(0.5, 0.5), _log(1.0, 0.0), float64(1.0, 5.0), 1.0),  # infinitely far away
     ]
     return make_cases(("logps", "ref_logps", "rewards", "beta"), plain, corners)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlhf_toy import losses
 from rlhf_toy.exercises.grading import Case, Exercise, Mistake, make_cases
-from rlhf_toy.training import make_generator
+from rlhf_toy.exercises.inputs import float64, random_numbers
 
 
 def repair_ppo(
@@ -34,20 +34,11 @@ def _mask(*lengths: int, T: int) -> Tensor:
     return torch.arange(T) < torch.tensor(lengths)[:, None]
 
 
-def _numbers(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    draws = torch.randn(shape, generator=make_generator(seed), dtype=torch.float64)
-    return (10 * scale * draws).round() / 10
-
-
-def _float64(*rows: list[float] | float) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-_ONE_TOKEN = (_float64(2.0), _float64([-1.0]), _float64([-1.5]), _mask(1, T=1), 0.5)
+_ONE_TOKEN = (float64(2.0), float64([-1.0]), float64([-1.5]), _mask(1, T=1), 0.5)
 _THREE_TOKENS = (
-    _float64(2.0),
-    _float64([-1.0, -2.0, -0.5]),
-    _float64([-1.5, -1.8, -0.7]),
+    float64(2.0),
+    float64([-1.0, -2.0, -0.5]),
+    float64([-1.5, -1.8, -0.7]),
     _mask(3, T=3),
     0.5,
 )
@@ -58,16 +49,16 @@ def _kl_reward_cases() -> list[Case]:
     plain = [
         _THREE_TOKENS,
         (
-            _float64(1.0, -1.0),
-            -_numbers(2, 3, seed=1).abs(),
-            -_numbers(2, 3, seed=2).abs(),
+            float64(1.0, -1.0),
+            -random_numbers(2, 3, seed=1, scale=1.0).abs(),
+            -random_numbers(2, 3, seed=2, scale=1.0).abs(),
             _mask(2, 3, T=3),
             2.0,
         ),
         (
-            _numbers(4, seed=3).float(),
-            -_numbers(4, 5, seed=4).abs().float(),
-            -_numbers(4, 5, seed=5).abs().float(),
+            random_numbers(4, seed=3, scale=1.0).float(),
+            -random_numbers(4, 5, seed=4, scale=1.0).abs().float(),
+            -random_numbers(4, 5, seed=5, scale=1.0).abs().float(),
             _mask(1, 3, 5, 4, T=5),
             0.3,
         ),
@@ -75,9 +66,9 @@ def _kl_reward_cases() -> list[Case]:
     corners = [
         _ONE_TOKEN,
         (
-            _float64(1000.0, 0.0),
-            _float64([-50.0, 0.0], [0.0, -3.0]),
-            _float64([0.0, -50.0], [0.0, -3.0]),
+            float64(1000.0, 0.0),
+            float64([-50.0, 0.0], [0.0, -3.0]),
+            float64([0.0, -50.0], [0.0, -3.0]),
             _mask(2, 1, T=2),
             1e-3,
         ),
@@ -175,22 +166,46 @@ _TOKEN_REWARDS = Exercise(
 def _gae_cases() -> list[Case]:
     """rewards, values, mask, gamma, lam."""
     plain = [
-        (_float64([0.0, 1.0]), _float64([0.5, 0.2]), _mask(2, T=2), 1.0, 0.95),
-        (_float64([0.1, -0.2, 1.0]), _float64([0.5, 0.4, -0.3]), _mask(3, T=3), 0.9, 0.5),
-        (_numbers(2, 3, seed=1), _numbers(2, 3, seed=2), _mask(2, 3, T=3), 1.0, 0.9),
+        (float64([0.0, 1.0]), float64([0.5, 0.2]), _mask(2, T=2), 1.0, 0.95),
+        (float64([0.1, -0.2, 1.0]), float64([0.5, 0.4, -0.3]), _mask(3, T=3), 0.9, 0.5),
         (
-            _numbers(3, 4, seed=3).float(),
-            _numbers(3, 4, seed=4).float(),
+            random_numbers(2, 3, seed=1, scale=1.0),
+            random_numbers(2, 3, seed=2, scale=1.0),
+            _mask(2, 3, T=3),
+            1.0,
+            0.9,
+        ),
+        (
+            random_numbers(3, 4, seed=3, scale=1.0).float(),
+            random_numbers(3, 4, seed=4, scale=1.0).float(),
             _mask(1, 4, 2, T=4),
             0.95,
             0.8,
         ),
     ]
     corners = [
-        (_float64([1.0]), _float64([0.3]), _mask(1, T=1), 1.0, 0.95),
-        (_numbers(2, 4, seed=5), _numbers(2, 4, seed=6), _mask(3, 4, T=4), 1.0, 1.0),
-        (_numbers(2, 4, seed=7), _numbers(2, 4, seed=8), _mask(3, 4, T=4), 1.0, 0.0),
-        (1e4 * _numbers(1, 3, seed=9), 1e4 * _numbers(1, 3, seed=10), _mask(2, T=3), 0.5, 0.5),
+        (float64([1.0]), float64([0.3]), _mask(1, T=1), 1.0, 0.95),
+        (
+            random_numbers(2, 4, seed=5, scale=1.0),
+            random_numbers(2, 4, seed=6, scale=1.0),
+            _mask(3, 4, T=4),
+            1.0,
+            1.0,
+        ),
+        (
+            random_numbers(2, 4, seed=7, scale=1.0),
+            random_numbers(2, 4, seed=8, scale=1.0),
+            _mask(3, 4, T=4),
+            1.0,
+            0.0,
+        ),
+        (
+            1e4 * random_numbers(1, 3, seed=9, scale=1.0),
+            1e4 * random_numbers(1, 3, seed=10, scale=1.0),
+            _mask(2, T=3),
+            0.5,
+            0.5,
+        ),
     ]
     return make_cases(("rewards", "values", "mask", "gamma", "lam"), plain, corners)
 
@@ -311,32 +326,32 @@ _GAE = Exercise(
 
 def _clip_cases() -> list[Case]:
     """logps, old_logps, advantages, mask, cliprange."""
-    ratios = _float64([1.5, 1.5, 0.5, 0.5, 1.0, 1.1])
-    signs = _float64([1.0, -1.0, 1.0, -1.0, 2.0, -0.5])
-    old = _float64([-1.0, -2.0, -1.0, -0.5, -1.0, -2.0])
+    ratios = float64([1.5, 1.5, 0.5, 0.5, 1.0, 1.1])
+    signs = float64([1.0, -1.0, 1.0, -1.0, 2.0, -0.5])
+    old = float64([-1.0, -2.0, -1.0, -0.5, -1.0, -2.0])
     plain = [
-        (_float64([-1.0]), _float64([-1.1]), _float64([2.0]), _mask(1, T=1), 0.2),
-        (_float64([-1.0]), _float64([-2.0]), _float64([1.0]), _mask(1, T=1), 0.2),
-        (_float64([-1.0]), _float64([-2.0]), _float64([-1.0]), _mask(1, T=1), 0.2),
+        (float64([-1.0]), float64([-1.1]), float64([2.0]), _mask(1, T=1), 0.2),
+        (float64([-1.0]), float64([-2.0]), float64([1.0]), _mask(1, T=1), 0.2),
+        (float64([-1.0]), float64([-2.0]), float64([-1.0]), _mask(1, T=1), 0.2),
         (old + ratios.log(), old, signs, _mask(6, T=6), 0.2),
         (
-            -_numbers(2, 4, seed=1).abs(),
-            -_numbers(2, 4, seed=2).abs(),
-            _numbers(2, 4, seed=3),
+            -random_numbers(2, 4, seed=1, scale=1.0).abs(),
+            -random_numbers(2, 4, seed=2, scale=1.0).abs(),
+            random_numbers(2, 4, seed=3, scale=1.0),
             _mask(2, 4, T=4),
             0.1,
         ),
         (
-            -_numbers(3, 3, seed=4).abs().float(),
-            -_numbers(3, 3, seed=5).abs().float(),
-            _numbers(3, 3, seed=6).float(),
+            -random_numbers(3, 3, seed=4, scale=1.0).abs().float(),
+            -random_numbers(3, 3, seed=5, scale=1.0).abs().float(),
+            random_numbers(3, 3, seed=6, scale=1.0).float(),
             _mask(1, 3, 2, T=3),
             0.3,
         ),
     ]
     corners = [
-        (_float64([-1.0, -1.0]), _float64([-1.0, -1.0]), _float64([1.0, 0.0]), _mask(2, T=2), 0.2),
-        (_float64([-0.1, -9.0]), _float64([-12.0, -0.2]), _float64([1.0, 1.0]), _mask(2, T=2), 0.2),
+        (float64([-1.0, -1.0]), float64([-1.0, -1.0]), float64([1.0, 0.0]), _mask(2, T=2), 0.2),
+        (float64([-0.1, -9.0]), float64([-12.0, -0.2]), float64([1.0, 1.0]), _mask(2, T=2), 0.2),
     ]
     return make_cases(("logps", "old_logps", "advantages", "mask", "cliprange"), plain, corners)
 
@@ -442,11 +457,14 @@ _PPO_CLIP = Exercise(
 def _estimator_cases() -> list[Case]:
     """logps, ref_logps, estimator."""
     pairs = [
-        (_float64(-1.0), _float64(-1.5)),
-        (_float64(-1.0, -3.0), _float64(-2.0, -0.5)),
-        (-_numbers(2, 3, seed=1).abs().float(), -_numbers(2, 3, seed=2).abs().float()),
+        (float64(-1.0), float64(-1.5)),
+        (float64(-1.0, -3.0), float64(-2.0, -0.5)),
+        (
+            -random_numbers(2, 3, seed=1, scale=1.0).abs().float(),
+            -random_numbers(2, 3, seed=2, scale=1.0).abs().float(),
+        ),
     ]
-    extreme = [(_float64(-1.0), _float64(-1.0)), (_float64(-1.0, -9.0), _float64(-30.0, -1e-4))]
+    extreme = [(float64(-1.0), float64(-1.0)), (float64(-1.0, -9.0), float64(-30.0, -1e-4))]
     return make_cases(
         ("logps", "ref_logps", "estimator"),
         [(*pair, name) for pair in pairs for name in ("k1", "k2", "k3")],
