@@ -60,11 +60,14 @@ def test_there_are_predictions_a_theory_check_and_an_end(stem):
 
 
 def test_the_last_lines_lead_to_the_next_notebook(stem):
-    following = int(stem[:2]) + 1
-    if following <= 10:
-        assert re.search(
-            rf"Next: \[{following:02} · .+\]\({following:02}_\w+\.ipynb\)\s*$", prose(stem)
-        )
+    following = [other for other in NOTEBOOKS if int(other[:2]) == int(stem[:2]) + 1]
+    for other in following:
+        assert re.search(rf"Next: \[{other[:2]} · .+\]\({other}\.ipynb\)\s*$", prose(stem))
+
+
+def test_every_link_to_a_notebook_leads_somewhere(stem):
+    for target in re.findall(r"\]\((\w+\.ipynb)\)", prose(stem)):
+        assert (ROOT / "notebooks" / target).is_file(), target
 
 
 def test_cells_are_short(stem):
