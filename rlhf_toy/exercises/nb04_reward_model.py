@@ -160,6 +160,14 @@ _GRADIENT = Exercise(
                 (rejected - chosen).exp() / (1 + (rejected - chosen).exp()) / len(chosen)
             ),
         ),
+        Mistake(
+            "overflow of each reward",
+            "The formula is right, but e^10000 is infinite in floating point, and ∞/∞ is NaN. Only "
+            "the difference matters, so take it before you exponentiate.",
+            lambda chosen, rejected: _both(
+                (1 - chosen.exp() / (chosen.exp() + rejected.exp())) / len(chosen)
+            ),
+        ),
     ),
 )
 

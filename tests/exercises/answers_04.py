@@ -85,6 +85,10 @@ WRONG = {
         ),
         (lambda c, r: pulls(torch.full_like(c, 1 / len(c))), "sigmoid forgotten"),
         (lambda c, r: pulls(r.exp() / (c.exp() + r.exp()) / len(c)), "overflow"),
+        (
+            lambda c, r: pulls((1 - c.exp() / (r.exp() + c.exp())) / len(c)),
+            "overflow of each reward",
+        ),
         (lambda c, r: pulls(torch.sigmoid(r - c) / len(c))[::-1], "sign"),
         (lambda c, r: torch.sigmoid(r - c) / len(c), None),
         (lambda c, r: pulls((r - c) / len(c)), None),
