@@ -194,8 +194,16 @@ _BY_WINS = Exercise(
     mistakes=(
         Mistake(
             "worst first",
-            "The worst item stands first.",
+            "The worst item stands first. Is the order ascending, or does losing count as winning?",
             lambda winners, losers, n_items: _order(-_shares(winners, losers, n_items)),
+        ),
+        Mistake(
+            "each item once",
+            "wins[winners] += 1 adds 1 to an item that won, however often it won: an index that "
+            "stands twice is written once.",
+            lambda winners, losers, n_items: _order(
+                _shares(winners.unique(), losers.unique(), n_items)
+            ),
         ),
         Mistake(
             "swapped",

@@ -96,6 +96,13 @@ def win_shares(winners, losers, n_items, never):
     return torch.where(won + lost == 0, never, won / (won + lost))
 
 
+def written_once(winners, losers, n_items):
+    won, lost = torch.zeros(n_items), torch.zeros(n_items)
+    won[winners] += 1
+    lost[losers] += 1
+    return best_first(torch.where(won + lost > 0, won / (won + lost), 0.5))
+
+
 WRONG = {
     "rank_by_rating": [
         (
@@ -120,7 +127,9 @@ WRONG = {
             lambda won, lost, n: torch.argsort(win_shares(won, lost, n, 0.5), stable=True),
             "worst first",
         ),
+        (lambda won, lost, n: best_first(win_shares(lost, won, n, 0.5)), "worst first"),
         (lambda won, lost, n: best_first(win_shares(lost, won, n, 0.0)), "swapped"),
+        (written_once, "each item once"),
         (
             lambda won, lost, n: best_first(win_shares(won, lost, n, 0.5)).argsort(),
             "ranks for order",
