@@ -359,3 +359,72 @@ def dpo_loss(
         implicit_reward(policy_chosen_logps, ref_chosen_logps, beta),
         implicit_reward(policy_rejected_logps, ref_rejected_logps, beta),
     )
+
+
+def ipo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+) -> Tensor:
+    """mean (h − 1/(2β))², h the log-ratio of the chosen − that of the rejected (Azar et al. 2023).
+
+    Asks for one margin between the log-ratios, where DPO asks for ever more. Sums over tokens, as
+    in the paper, whose τ is β here.
+
+    Args:
+        policy_chosen_logps: [B] log π_θ(y|x) of the preferred responses, summed over tokens.
+        policy_rejected_logps: [B] of the others.
+        ref_chosen_logps: [B] the same under π_ref.
+        ref_rejected_logps: [B].
+        beta: KL weight.
+
+    Returns:
+        scalar; 1/(4β²) at the reference.
+
+    Raises:
+        ValueError: shapes differ, or β is not a finite number above 0.
+    """
+    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
+    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
+    _same_shape(chosen_logps=chosen, rejected_logps=rejected)
+    return (((chosen - rejected) / beta - 1 / (2 * beta)) ** 2).mean()
+
+
+def cdpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+    label_smoothing: float,
+) -> Tensor:
+    """Conservative DPO: −mean ((1 − ε) log σ(m) + ε log σ(−m)), m the implicit margin.
+
+    DPO for labels of which a share ε is taken to be wrong (Mitchell 2023). The loss is lowest at
+    the finite margin m = log((1 − ε)/ε).
+
+    Args:
+        policy_chosen_logps: [B] log π_θ(y|x) of the preferred responses, summed over tokens.
+        policy_rejected_logps: [B] of the others.
+        ref_chosen_logps: [B] the same under π_ref.
+        ref_rejected_logps: [B].
+        beta: KL weight.
+        label_smoothing: ε; 0 gives `dpo_loss`.
+
+    Returns:
+        scalar, in nats; log 2 at the reference.
+
+    Raises:
+        ValueError: shapes differ, β is not a finite number above 0, or ε is outside [0, 1/2).
+    """
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 1/2), got {label_smoothing}")
+    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
+    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
+    as_said = bradley_terry_loss(chosen, rejected)
+    if label_smoothing == 0:  # 0 · ∞ at an infinite margin would be NaN
+        return as_said
+    turned_round = bradley_terry_loss(rejected, chosen)
+    return (1 - label_smoothing) * as_said + label_smoothing * turned_round
