@@ -124,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
         _check_replaceable(folder)
     notebooks = {path: _read(path) for path in paths}
     outcomes = _run_all(notebooks, args.timeout)
+    for outcome in outcomes:
+        drop_widgets(outcome.notebook)
     error = next((outcome for outcome in outcomes if outcome.failed), None)
     index = write_pages(outcomes, failed_output if error else args.output)
     if error:
@@ -198,6 +200,20 @@ def execute(
                 if output.get("output_type") == "error":
                     reason = f"{output['ename']}: {output['evalue']}"
                     raise CellFailed(f"a widget's callback failed: {reason}")
+
+
+def drop_widgets(notebook: NotebookNode) -> None:
+    """Leaves of each widget the figure that stands for it, and nothing of one that has none.
+
+    Without a kernel a widget shows nothing, and its id is another one in every run.
+    """
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            for output in cell.outputs:
+                if WIDGET_VIEW in output.get("data", {}) and "image/png" in output.data:
+                    del output.data[WIDGET_VIEW]
+            cell.outputs = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
 
 
 def write_pages(outcomes: Iterable[Outcome], output: Path) -> Path:
@@ -290,20 +306,14 @@ def _run_all(notebooks: dict[Path, NotebookNode], timeout: int) -> list[Outcome]
 
 
 def _save(outcomes: Iterable[Outcome]) -> None:
-    """Writes the outputs into the notebooks, less what differs from run to run."""
+    """Writes the outputs into the notebooks."""
     import nbformat
 
     from rlhf_toy.files import atomic_file
 
     for outcome in outcomes:
-        notebook = outcome.notebook
-        # Widgets' ids are random, and without a kernel a widget or a progress bar shows nothing.
-        notebook.metadata.pop("widgets", None)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
         with atomic_file(outcome.path) as file:
-            file.write((nbformat.writes(notebook) + "\n").encode())
+            file.write((nbformat.writes(outcome.notebook) + "\n").encode())
 
 
 def _read(path: Path) -> NotebookNode:

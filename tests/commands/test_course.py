@@ -147,6 +147,22 @@ def test_outputs_saved_in_place_are_the_same_at_every_run(notebooks, tmp_path):
     assert "42" in once[notebooks / "00_first.ipynb"].decode()
 
 
+def test_a_widget_leaves_its_static_figure(tmp_path):
+    cell = """\
+import ipywidgets
+from rlhf_toy.widgets.parts import InteractiveCell, png
+slider = ipywidgets.IntSlider()
+InteractiveCell(ipywidgets.VBox([slider]), png(lambda figure: figure.add_subplot().plot([1, 2])))
+"""
+    path = _write(tmp_path / "notebooks", "00.ipynb", new_code_cell(cell))
+    assert _course(tmp_path / "notebooks", tmp_path / "course", "--in-place") == 0
+    (output,) = nbformat.read(path, as_version=4).cells[0].outputs
+    assert set(output.data) == {"image/png", "text/plain"}
+    page = (tmp_path / "course" / "00.html").read_text(encoding="utf-8").split("</head>")[1]
+    assert page.count("data:image/png;base64,") == 1
+    assert "widget-view" not in page
+
+
 def test_a_folder_that_holds_other_things_is_not_replaced(notebooks, tmp_path, capsys):
     output = tmp_path / "precious"
     output.mkdir()

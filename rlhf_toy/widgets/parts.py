@@ -1,0 +1,92 @@
+"""What the interactive cells share: how one is shown, how a figure gets into it, how it speaks.
+
+Plain ipywidgets (7.7 and 8) and matplotlib. A figure is a PNG in an `Image` widget: drawing again
+replaces the bytes, so that no outputs pile up and nothing depends on a notebook's backend.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import sys
+from collections.abc import Callable
+
+import ipywidgets
+import matplotlib as mpl
+from IPython.display import display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rlhf_toy.plots import use_style
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def png(draw: Callable[[Figure], None], size: tuple[float, float] = (8.0, 3.6)) -> bytes:
+    """A figure in the course's style as PNG.
+
+    It is made without pyplot: nothing is left open, and a thread may draw as well.
+
+    Args:
+        draw: is given an empty figure and fills it.
+        size: width and height in inches.
+    """
+    with mpl.rc_context():
+        use_style()
+        figure = Figure(figsize=size, facecolor="white")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def picture(data: bytes) -> ipywidgets.Image:
+    """An image as wide as its cell allows; give its `value` new bytes to draw again."""
+    return ipywidgets.Image(
+        value=data, format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain")
+    )
+
+
+def words(text: str = "") -> ipywidgets.HTML:
+    """A line of text below the controls: what the figure shows in numbers, or what went wrong."""
+    line = ipywidgets.HTML()
+    say(line, text)
+    return line
+
+
+def say(line: ipywidgets.HTML, text: str, wrong: bool = False) -> None:
+    """Puts plain text into the line; what went wrong is marked by a word and a colour."""
+    shown = html.escape(text)
+    if wrong:
+        shown = f'<span style="color:#D55E00"><b>Not possible:</b> {shown}</span>'
+    line.value = f'<div role="status" aria-live="polite" style="line-height:1.5">{shown}</div>'
+
+
+class InteractiveCell:
+    """A box of widgets that shows itself, and a static figure where there is no kernel.
+
+    Attributes:
+        box: the widgets, for whoever drives them from code.
+        figure: PNG that saved notebooks and pages show instead.
+    """
+
+    def __init__(self, box: ipywidgets.Box, figure: bytes) -> None:
+        self.box = box
+        self.figure = figure
+
+    def _ipython_display_(self) -> None:
+        data = {
+            "text/plain": f"<{type(self).__name__}>",
+            WIDGET_VIEW: {
+                "version_major": 2,
+                "version_minor": 0,
+                "model_id": self.box.model_id,
+            },
+        }
+        # A reader without a kernel falls back on the figure. Colab keeps none without its kernel's
+        # widgets, and might choose the wrong one of two.
+        if "google.colab" not in sys.modules:
+            data["image/png"] = base64.b64encode(self.figure).decode()
+        display(data, raw=True)
