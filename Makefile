@@ -7,19 +7,25 @@ RUN := $(VENV)/bin/python -m
 # Tests run side by side, one thread each: on two cores that beats one process with two threads.
 WORKERS ?= 2
 SOLVED = tests/notebooks/test_solved.py
-UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --ignore $(SOLVED)
+BROWSER = tests/browser
+UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q \
+	--ignore $(SOLVED) --ignore $(BROWSER)
 # Each notebook twice: as it is, against its saved outputs, and with all exercises solved.
 # A notebook's cells need one kernel, hence `loadfile`; a dead kernel is only noticed by the time-out.
 NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
 	--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks $(SOLVED)
 
-.PHONY: help course test lab notebooks figures lint test-colab clean
+# JupyterLab in a real browser; where there is no Chromium the tests say so and are skipped.
+BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
+
+.PHONY: help course test lab notebooks figures lint test-colab test-browser clean
 
 help:
 	@echo "make course      run all notebooks into a browsable HTML folder"
 	@echo "make lab         open the notebooks in JupyterLab"
-	@echo "make test        unit tests, then the notebooks against their saved outputs"
-	@echo "make test-colab  the same with the versions that Google Colab ships"
+	@echo "make test        unit tests, the notebooks against their saved outputs, and test-browser"
+	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
+	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
 	@echo "make notebooks   run all notebooks and save their outputs in them"
 	@echo "make figures     draw the figures again"
 	@echo "make lint        check style and format"
@@ -31,6 +37,10 @@ course: $(VENV)/stamp
 test: $(VENV)/stamp
 	$(call UNIT_TESTS,$(VENV))
 	$(call NOTEBOOK_TESTS,$(VENV))
+	$(call BROWSER_TESTS,$(VENV))
+
+test-browser: $(VENV)/stamp
+	$(call BROWSER_TESTS,$(VENV))
 
 lab: $(VENV)/stamp
 	$(RUN) jupyter lab notebooks

@@ -77,9 +77,10 @@ def test_both_kinds_of_ci_run_the_same_script():
     assert "run: .ci/run" in workflow
 
 
-@pytest.mark.parametrize(
-    "target", ["course", "test", "lab", "notebooks", "figures", "lint", "test-colab", "clean"]
-)
+TARGETS = "course test lab notebooks figures lint test-colab test-browser clean"
+
+
+@pytest.mark.parametrize("target", TARGETS.split())
 def test_makefile_has_the_target_and_explains_it(target):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -1,0 +1,192 @@
+"""JupyterLab on loopback and a headless Chromium that uses it as a student would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = ROOT / "build" / "browser"  # of tests that failed
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+LAPTOP = {"width": 1280, "height": 800}
+
+# What a notebook has to be asked before its cells can be run: a run before the kernel has answered
+# does nothing, and says nothing.
+READY = """async () => {
+  const app = window.jupyterapp;
+  await app.restored;
+  const panel = app.shell.currentWidget;
+  await panel.context.ready;
+  await panel.revealed;
+  await panel.sessionContext.ready;
+  await panel.sessionContext.session.kernel.info;
+}"""
+RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+RESTART = """async () => {
+  const panel = window.jupyterapp.shell.currentWidget;
+  await panel.sessionContext.session.kernel.restart();
+  await panel.sessionContext.session.kernel.info;
+}"""
+# Index and text of the first cell with an error among its outputs, or null.
+ERROR = """() => {
+  const model = window.jupyterapp.shell.currentWidget.content.model.sharedModel;
+  for (const [i, cell] of model.cells.entries())
+    for (const output of cell.outputs ?? [])
+      if (output.output_type === 'error') return `cell ${i}: ${output.ename}: ${output.evalue}`;
+  return null;
+}"""
+
+
+def pytest_collection_modifyitems(items):
+    if CHROMIUM is None:
+        skip = pytest.mark.skip(reason="no Chromium here: apt-get install chromium")
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(skip)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keeps on the item how its call went, for `student` to look at."""
+    report = (yield).get_result()
+    if report.when == "call":
+        item.failed = report.failed
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """JupyterLab's address and the folder that it serves: a copy of the notebooks."""
+    home = tmp_path_factory.mktemp("lab")
+    folder = home / "notebooks"
+    folder.mkdir()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        shutil.copy(path, folder)
+    settings = home / "settings" / "@jupyterlab"
+    for name, text in {
+        # All cells stand in the page, also those that are scrolled out of sight.
+        "notebook-extension/tracker": {"windowingMode": "none"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }.items():
+        path = settings / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(text))
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "OMP_NUM_THREADS": "1",
+    }
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+                *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"),
+                *("--IdentityProvider.token=", "--ServerApp.password="),
+                *(f"--ServerApp.root_dir={folder}", "--expose-app-in-browser"),
+            ],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/api/status", server, home / "log")
+        yield address, folder
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(300):
+        if server.poll() is not None:
+            raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab does not answer:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One Chromium for all tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Student:
+    """A page with a notebook in it.
+
+    Attributes:
+        page: Playwright's page.
+        folder: where the notebooks are, on disk.
+    """
+
+    def __init__(self, page, address: str, folder: Path) -> None:
+        self.page, self.address, self.folder = page, address, folder
+
+    def open(self, name: str) -> None:
+        """Opens a notebook and waits until its kernel answers."""
+        self.page.goto(f"{self.address}/lab/workspaces/{name[:2]}/tree/{name}?reset")
+        self.page.wait_for_function("window.jupyterapp !== undefined")
+        self.page.wait_for_selector(".jp-NotebookPanel")
+        self.page.evaluate(READY)
+
+    def run_all(self) -> None:
+        """Runs all cells; fails with the first error that one of them shows."""
+        went_well = self.page.evaluate(RUN_ALL)
+        assert went_well, self.page.evaluate(ERROR)
+
+    def restart_kernel(self) -> None:
+        self.page.evaluate(RESTART)
+
+    def cell(self, code: str):
+        """The last code cell whose source contains this text."""
+        return self.page.locator(
+            ".jp-CodeCell",
+            has=self.page.locator(".cm-content", has_text=re.compile(re.escape(code))),
+        ).last
+
+    def close(self) -> None:
+        """Shuts the kernel down, so that the next notebook has the machine for itself."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+@pytest.fixture
+def student(browser, lab, request) -> Iterator[Student]:
+    """A student at a laptop; the screen is kept if the test fails."""
+    context = browser.new_context(viewport=LAPTOP)
+    context.set_default_timeout(20_000)
+    student = Student(context.new_page(), *lab)
+    yield student
+    if getattr(request.node, "failed", False):
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        student.page.screenshot(path=SCREENSHOTS / f"{request.node.name}.png")
+    student.close()
+    context.close()
