@@ -20,6 +20,7 @@ from rlhf_toy.training import (
     BestSoFar,
     History,
     Run,
+    Watch,
     check_settings,
     digest,
     linear_decay,
@@ -54,6 +55,7 @@ def train_dpo(
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
+    watch: Watch | None = None,
 ) -> tuple[PolicyModel, History]:
     """Fits a policy to preferences by the DPO loss (L23; Rafailov et al. 2023).
 
@@ -64,6 +66,9 @@ def train_dpo(
         seed: of split and batches.
         device: None picks CUDA where there is one.
         checkpoint: a file to save to and to go on from.
+        watch: called after every step with the number of steps so far, the policy as it is
+            (a copy is needed to keep it) and the history, in place of the progress bar. Training
+            waits until it returns. What it raises ends the run, once the checkpoint is written.
 
     Returns:
         the policy (with early stopping, as it was when its loss on the held-out pairs was lowest),
@@ -90,7 +95,7 @@ def train_dpo(
     history, best = History(), BestSoFar(policy)
     parts = {"policy": policy, "optimizer": optimizer, "best": best}
     inputs = digest(reference, preferences.prompts, preferences.chosen, preferences.rejected)
-    run = Run("DPO", settings, seed, inputs, parts, generator, history, checkpoint)
+    run = Run("DPO", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
 
     for step in run.steps(settings.steps, {"objective/gap": "gap", "loss": "loss"}):
         rows = minibatch(len(train), settings.batch_size, step, seed)

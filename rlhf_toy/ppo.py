@@ -28,6 +28,7 @@ from rlhf_toy.models import PolicyModel, ValueModel, sample
 from rlhf_toy.training import (
     History,
     Run,
+    Watch,
     check_settings,
     digest,
     linear_decay,
@@ -82,6 +83,7 @@ def train_ppo(
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
+    watch: Watch | None = None,
 ) -> tuple[PolicyModel, History]:
     """Maximises J(π) = E[r] − β KL(π ‖ π_ref) by PPO (L10 – L14; Schulman et al. 2017).
 
@@ -93,6 +95,9 @@ def train_ppo(
         seed: of everything random.
         device: None picks CUDA where there is one.
         checkpoint: a file to save to and to go on from.
+        watch: called after every iteration with the number of iterations so far, the policy as it
+            is (a copy is needed to keep it) and the history, in place of the progress bar. Training
+            waits until it returns. What it raises ends the run, once the checkpoint is written.
 
     Returns:
         the policy, and a history by iteration, under the field's names. Estimates on the samples of
@@ -122,7 +127,7 @@ def train_ppo(
     history = History()
     parts = {"policy": policy, "critic": critic, "optimizer": optimizer}
     inputs = digest(reference, reward if isinstance(reward, torch.nn.Module) else "a function")
-    run = Run("PPO", settings, seed, inputs, parts, generator, history, checkpoint)
+    run = Run("PPO", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
 
     shown = {"objective/gap": "gap", "objective/rlhf_reward": "J on samples", "objective/kl": "kl"}
     for iteration in run.steps(settings.iterations, shown):

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -189,6 +189,10 @@ def digest(*values: Any) -> str:
     return sha.hexdigest()[:16]
 
 
+# Looks at a run after each step: steps done so far, the policy being trained, the history.
+Watch = Callable[[int, torch.nn.Module, History], None]
+
+
 class Run:
     """The steps of a training run, which can be killed at any moment and goes on where it was.
 
@@ -202,6 +206,9 @@ class Run:
         history: where metrics are recorded; its last row is shown beside the progress bar.
         checkpoint: a file to save to and to go on from, or None. The folder must exist.
         checkpoint_every: steps between two savings.
+        watch: called after every step with the number of steps done so far, the part named
+            `policy` and the history, in place of the progress bar. The run waits until it returns.
+            What it raises ends the run, which is saved first, so that it can go on from this step.
 
     Raises:
         ValueError: the checkpoint is unreadable, or belongs to a run with other settings, seed or
@@ -219,12 +226,14 @@ class Run:
         history: History,
         checkpoint: str | os.PathLike | None,
         checkpoint_every: int = 25,
+        watch: Watch | None = None,
     ) -> None:
         self.name, self.history, self.generator = name, history, generator
         self.parts = {**parts, "history": history}
         self.identity = {"run": name, "seed": seed, "inputs": inputs, **asdict(settings)}
         self.path = None if checkpoint is None else Path(checkpoint)
         self.every = checkpoint_every
+        self.watch = watch
         self.step = 0
         self.is_over = False
         if self.path is not None and self.path.exists():
@@ -235,7 +244,7 @@ class Run:
             )
 
     def steps(self, total: int, shown: Mapping[str, str]) -> Iterator[int]:
-        """Yields the steps that are still to do, with a progress bar and checkpoints.
+        """Yields the steps that are still to do, with checkpoints and a progress bar or the watch.
 
         Args:
             total: the number of steps of the whole run.
@@ -243,7 +252,8 @@ class Run:
         """
         if self.is_over:
             return
-        with tqdm(total=total, initial=self.step, desc=self.name) as bar:
+        silent = self.watch is not None
+        with tqdm(total=total, initial=self.step, desc=self.name, disable=silent) as bar:
             while self.step < total and not self.is_over:
                 yield self.step
                 self.step += 1
@@ -251,12 +261,22 @@ class Run:
                 bar.set_postfix(self.history.labelled(shown), refresh=False)
                 if self.step % self.every == 0 and self.step < total:
                     self._save()
+                self._call_watch()
         self.is_over = True
         self._save()
 
     def stop(self) -> None:
         """Makes the step that is under way the last one."""
         self.is_over = True
+
+    def _call_watch(self) -> None:
+        if self.watch is None:
+            return
+        try:
+            self.watch(self.step, self.parts["policy"], self.history)
+        except BaseException:
+            self._save()
+            raise
 
     def _save(self) -> None:
         if self.path is None:

@@ -104,6 +104,27 @@ def test_a_killed_trainer_ends_bit_for_bit_where_an_uninterrupted_one_does(
     assert resumed_history.rows == history.rows
 
 
+@pytest.mark.parametrize("name", ["ppo", "dpo"])
+@pytest.mark.parametrize("halt_at", [1, 25, 31, 32])
+def test_a_trainer_that_its_watch_ends_goes_on_bit_for_bit(name, halt_at, tmp_path):
+    train, path, seen = TRAINERS[name], tmp_path / "run.pt", []
+    straight, history = train(seed=5, device="cpu")
+
+    def watch(step, policy, so_far):
+        seen.append(step)
+        assert so_far.rows == [row for row in history.rows if row["step"] <= step]
+        assert isinstance(policy, PolicyModel) and digest(policy) != digest(REFERENCE)
+        if len(seen) == halt_at:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(seed=5, device="cpu", checkpoint=path, watch=watch)
+    resumed, resumed_history = train(seed=5, device="cpu", checkpoint=path, watch=watch)
+    assert seen == list(range(1, 33))
+    assert digest(resumed) == digest(straight)
+    assert resumed_history.rows == history.rows
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_same_seed_gives_the_same_result_and_another_seed_another(name):
     train = TRAINERS[name]

@@ -26,14 +26,16 @@ class Settings:
     rate: float = 0.5
 
 
-def random_walk(checkpoint=None, settings=Settings(), seed=0, stop_before=None, inputs="same"):
+def random_walk(
+    checkpoint=None, settings=Settings(), seed=0, stop_before=None, inputs="same", watch=None
+):
     """A run whose every step depends on chance and on all the steps before."""
     model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     generator = make_generator(seed)
     history = History()
-    parts = {"model": model}
-    run = Run("walk", settings, seed, inputs, parts, generator, history, checkpoint)
+    parts = {"policy": model}
+    run = Run("walk", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
     for step in run.steps(settings.steps, {"place": "place"}):
         if step == stop_before:
             raise KeyboardInterrupt
@@ -55,6 +57,33 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     path = tmp_path / "walk.pt"
     ended = random_walk(path)
     assert random_walk(path, stop_before=0) == ended
+
+
+@pytest.mark.parametrize("halt_at", [1, 24, 25, 26, 60])
+def test_a_run_that_its_watch_ends_is_saved_at_that_step(tmp_path, halt_at):
+    path, seen = tmp_path / "walk.pt", []
+
+    def watch(step, policy, history):
+        seen.append(step)
+        assert history.rows[-1] == {"step": step - 1, "place": policy.weight.item()}
+        if step == halt_at:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        random_walk(path, watch=watch)
+    assert seen == list(range(1, halt_at + 1))
+    halt_at = None
+    assert random_walk(path, watch=watch) == random_walk()
+    assert seen == list(range(1, 61))
+    assert random_walk(path, watch=watch) == random_walk()
+    assert seen == list(range(1, 61)), "a finished run has no step to watch"
+
+
+def test_a_watched_run_has_no_progress_bar(capfd):
+    random_walk(watch=lambda *_: None)
+    assert capfd.readouterr() == ("", "")
+    random_walk()
+    assert "walk" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
