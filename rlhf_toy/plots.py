@@ -17,23 +17,25 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "P", "v", "X")
 
 
+# matplotlib's defaults in the course.
+STYLE = {
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.figsize": (7.0, 4.3),
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+}
+
+
 def use_style() -> None:
     """Sets matplotlib's defaults to the course's style."""
-    mpl.rcParams.update(
-        {
-            "axes.prop_cycle": cycler(color=COLOURS),
-            "axes.grid": True,
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "figure.figsize": (7.0, 4.3),
-            "figure.dpi": 100,
-            "figure.constrained_layout.use": True,
-            "font.size": 11,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "lines.linewidth": 2.0,
-        }
-    )
+    mpl.rcParams.update(STYLE)
 
 
 def frontier_figure(yardstick: Yardstick, measures: Mapping[str, Measure]) -> Figure:

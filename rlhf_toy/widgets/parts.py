@@ -11,6 +11,7 @@ import html
 import io
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import ipywidgets
 import matplotlib as mpl
@@ -18,7 +19,7 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rlhf_toy.plots import use_style
+from rlhf_toy.plots import STYLE
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -32,8 +33,9 @@ def png(draw: Callable[[Figure], None], size: tuple[float, float] = (8.0, 3.6)) 
         draw: is given an empty figure and fills it.
         size: width and height in inches.
     """
-    with mpl.rc_context():
-        use_style()
+    in_force = all(mpl.rcParams[name] == value for name, value in STYLE.items())
+    # Settings are global: a thread that put them back might undo what a cell has just set.
+    with nullcontext() if in_force else mpl.rc_context(STYLE):
         figure = Figure(figsize=size, facecolor="white")
         FigureCanvasAgg(figure)
         draw(figure)
