@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NAMES = ("ppo_parts", "dpo_or_ppo")
+NAMES = ("ppo_parts", "overoptimisation", "dpo_or_ppo")
 DATA = Path("figures") / "data"  # in the repository
 
 
