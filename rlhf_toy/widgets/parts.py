@@ -10,12 +10,13 @@ import base64
 import html
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import ipywidgets
 import matplotlib as mpl
 from IPython.display import display
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -40,8 +41,17 @@ def png(draw: Callable[[Figure], None], size: tuple[float, float] = (8.0, 3.6)) 
         FigureCanvasAgg(figure)
         draw(figure)
         file = io.BytesIO()
-        figure.savefig(file, format="png")
+        figure.canvas.print_png(file)
     return file.getvalue()
+
+
+def panels(figure: Figure, n: int) -> list[Axes]:
+    """n axes side by side in an empty figure, at fixed places.
+
+    The automatic layout takes as long as the drawing, which a slider's picture has no time for.
+    """
+    figure.set_layout_engine("none")
+    return [figure.add_axes((i / n + 0.085, 0.17, 1 / n - 0.1, 0.75)) for i in range(n)]
 
 
 def picture(data: bytes) -> ipywidgets.Image:
@@ -49,6 +59,32 @@ def picture(data: bytes) -> ipywidgets.Image:
     return ipywidgets.Image(
         value=data, format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain")
     )
+
+
+def slider(
+    name: str, description: str, value: float, low: float, high: float, step: float = 0.05
+) -> ipywidgets.FloatSlider:
+    """A slider with its description in full.
+
+    Raises:
+        ValueError: the value is outside it; the message calls it `name`.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
+    return ipywidgets.FloatSlider(
+        value=value,
+        min=low,
+        max=high,
+        step=step,
+        description=description,
+        style={"description_width": "initial"},
+        layout={"width": "20em"},
+    )
+
+
+def in_a_row(widgets: Sequence[ipywidgets.Widget]) -> ipywidgets.HBox:
+    """Widgets side by side, in several lines where the page is narrow."""
+    return ipywidgets.HBox(list(widgets), layout=ipywidgets.Layout(flex_flow="row wrap"))
 
 
 def words(text: str = "") -> ipywidgets.HTML:
