@@ -77,7 +77,8 @@ def describe(ratio: float, advantage: float, cliprange: float) -> str:
         float(value[0])
         for value in objective_and_gradient(torch.tensor([ratio]), advantage, cliprange)
     )
-    numbers = f"Objective {objective:+.3f}, gradient in log π {gradient:+.3f}. "
+    at = f"A = {advantage:.2f}, ε = {cliprange:.2f}, ρ = {ratio:.2f}"
+    numbers = f"{at}: objective {objective:+.3f}, gradient in log π {gradient:+.3f}. "
     if advantage == 0:
         return numbers + "An advantage of 0 asks for nothing."
     if gradient == 0:

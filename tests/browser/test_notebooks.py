@@ -39,8 +39,57 @@ def train_live(student, code: str) -> None:
     expect(button("New run")).to_be_enabled()
 
 
+def answer_pairs(student, code: str) -> None:
+    """Twenty preferences, one of them undone; they are saved, and survive a new kernel."""
+    cell = student.cell(code)
+    news = cell.get_by_role("status").first
+
+    def button(name: str):
+        return cell.get_by_role("button", name=name, exact=True)
+
+    expect(button("undo")).to_be_disabled()
+    before = cell.locator("img").get_attribute("src")
+    for n in range(1, 21):
+        if n == 11:
+            cell.get_by_label("next pair").select_option("where the fit is least sure")
+            expect(news).to_contain_text("From the next pair on")
+        button("prefer left" if n % 3 else "prefer right").click()
+        expect(news).to_contain_text(f"{n} answer")
+    expect(cell.locator("img")).not_to_have_attribute("src", before)
+    button("undo").click()
+    expect(news).to_contain_text("19 answers")
+    button("skip").click()
+    expect(news).to_contain_text("Skipped")
+    file = student.folder / "my_preferences.jsonl"
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 19
+    student.restart_kernel()
+    student.run_all()
+    expect(news).to_contain_text("19 answers are in it")
+    expect(button("undo")).to_be_enabled()
+    button("prefer left").click()
+    expect(news).to_contain_text("20 answers")
+
+
+def move_sliders(student, code: str) -> None:
+    """Moves each slider with the keyboard; picture and words follow, and outputs do not pile up."""
+    cell = student.cell(code)
+    says, handles = cell.get_by_role("status"), cell.locator(".noUi-handle")
+    expect(handles.first).to_be_visible()
+    for i in range(handles.count()):
+        before, drawn = says.inner_text(), cell.locator("img").get_attribute("src")
+        handles.nth(i).press("ArrowLeft")
+        expect(says).not_to_have_text(before)
+        expect(cell.locator("img")).not_to_have_attribute("src", drawn)
+    assert cell.locator("img").count() == 1
+    assert cell.locator(".jp-OutputArea-child").count() == 1
+
+
 USES: dict[str, list[Callable]] = {
-    "06": [partial(train_live, code="LiveTraining.ppo")],
+    "01": [partial(answer_pairs, code="HumanAnnotator(")],
+    "06": [
+        partial(move_sliders, code="ClipExplorer()"),
+        partial(train_live, code="LiveTraining.ppo"),
+    ],
     "08": [partial(train_live, code="LiveTraining.dpo")],
 }
 
