@@ -70,22 +70,64 @@ def answer_pairs(student, code: str) -> None:
     expect(news).to_contain_text("20 answers")
 
 
+def until(page, condition: Callable[[], bool], what: str) -> None:
+    """Waits until a condition holds, at most ten seconds."""
+    for _ in range(200):
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"did not come: {what}")
+
+
 def move_sliders(student, code: str) -> None:
     """Moves each slider with the keyboard; picture and words follow, and outputs do not pile up."""
     cell = student.cell(code)
-    says, handles = cell.get_by_role("status"), cell.locator(".noUi-handle")
+    says, handles, image = (
+        cell.get_by_role("status"),
+        cell.locator(".noUi-handle"),
+        cell.locator("img"),
+    )
     expect(handles.first).to_be_visible()
     for i in range(handles.count()):
-        before, drawn = says.inner_text(), cell.locator("img").get_attribute("src")
-        handles.nth(i).press("ArrowLeft")
-        expect(says).not_to_have_text(before)
-        expect(cell.locator("img")).not_to_have_attribute("src", drawn)
-    assert cell.locator("img").count() == 1
+        handle = handles.nth(i)
+        said, drawn = says.all_inner_texts(), image.get_attribute("src")
+        at, highest = (float(handle.get_attribute(f"aria-value{end}")) for end in ("now", "max"))
+        handle.press("ArrowRight" if at < highest else "ArrowLeft")
+        until(student.page, lambda: says.all_inner_texts() != said, f"new words, slider {i}")  # noqa: B023
+        until(student.page, lambda: image.get_attribute("src") != drawn, f"chart, slider {i}")  # noqa: B023
+    assert image.count() == 1
     assert cell.locator(".jp-OutputArea-child").count() == 1
 
 
+def write_words(student, code: str) -> None:
+    """Writes a review by its buttons, takes a word back, ends it, and starts afresh."""
+    cell = student.cell(code)
+    says = cell.get_by_role("status")
+
+    def button(name: str):
+        return cell.get_by_role("button", name=name, exact=True)
+
+    for word in ("very", "good"):
+        button(word).click()
+    expect(says.first).to_contain_text("very good")
+    cell.get_by_role("button", name="undo").click()
+    expect(says.first).not_to_contain_text("good")
+    button("great").click()
+    expect(says.first).to_contain_text("very great")
+    button("<end>").click()
+    expect(button("great")).to_be_disabled()
+    button("reset").click()
+    expect(button("great")).to_be_enabled()
+    expect(says.first).not_to_contain_text("great")
+
+
 USES: dict[str, list[Callable]] = {
-    "01": [partial(answer_pairs, code="HumanAnnotator(")],
+    "01": [
+        partial(move_sliders, code="RatersAndScales()"),
+        partial(answer_pairs, code="HumanAnnotator("),
+    ],
+    "03": [partial(write_words, code="WordByWord(")],
+    "05": [partial(move_sliders, code="GibbsExplorer()")],
     "06": [
         partial(move_sliders, code="ClipExplorer()"),
         partial(train_live, code="LiveTraining.ppo"),
