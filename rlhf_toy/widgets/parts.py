@@ -57,7 +57,9 @@ def panels(figure: Figure, n: int) -> list[Axes]:
 def picture(data: bytes) -> ipywidgets.Image:
     """An image as wide as its cell allows; give its `value` new bytes to draw again."""
     return ipywidgets.Image(
-        value=data, format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain")
+        value=data,
+        format="png",
+        layout=ipywidgets.Layout(max_width="100%", object_fit="contain", align_self="flex-start"),
     )
 
 
