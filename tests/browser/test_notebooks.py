@@ -121,6 +121,25 @@ def write_words(student, code: str) -> None:
     expect(says.first).not_to_contain_text("great")
 
 
+def type_a_review(student, code: str) -> None:
+    """Types words, and one that is none; the map follows, and the mistake is said in words."""
+    cell = student.cell(code)
+    says, field = cell.get_by_role("status").last, cell.get_by_label("review")
+    drawn = cell.locator("img").get_attribute("src")
+    field.fill("not bad")
+    field.press("Enter")
+    expect(cell.locator("img")).not_to_have_attribute("src", drawn)
+    expect(says).to_contain_text("Most praise")
+    field.fill("good soup")
+    field.press("Enter")
+    expect(says).to_contain_text("Not possible: unknown word 'soup'")
+    field.fill("good")
+    field.press("Enter")
+    expect(says).to_contain_text("Most praise: good")
+    cell.get_by_label("prompt").select_option("nap")
+    expect(says).to_contain_text("r − V*(start)")
+
+
 USES: dict[str, list[Callable]] = {
     "01": [
         partial(move_sliders, code="RatersAndScales()"),
@@ -132,7 +151,11 @@ USES: dict[str, list[Callable]] = {
         partial(move_sliders, code="ClipExplorer()"),
         partial(train_live, code="LiveTraining.ppo"),
     ],
-    "08": [partial(train_live, code="LiveTraining.dpo")],
+    "08": [
+        partial(move_sliders, code="DPOGradient()"),
+        partial(train_live, code="LiveTraining.dpo"),
+    ],
+    "10": [partial(type_a_review, code="WhoSaidWhat(")],
 }
 
 
