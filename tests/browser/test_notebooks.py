@@ -107,6 +107,8 @@ def write_words(student, code: str) -> None:
     def button(name: str):
         return cell.get_by_role("button", name=name, exact=True)
 
+    button("reset").click()
+    expect(button("reset")).to_be_disabled()
     for word in ("very", "good"):
         button(word).click()
     expect(says.first).to_contain_text("very good")
@@ -146,6 +148,7 @@ USES: dict[str, list[Callable]] = {
         partial(answer_pairs, code="HumanAnnotator("),
     ],
     "03": [partial(write_words, code="WordByWord(")],
+    "04": [partial(write_words, code="WordByWord(")],
     "05": [partial(move_sliders, code="GibbsExplorer()")],
     "06": [
         partial(move_sliders, code="ClipExplorer()"),
