@@ -79,9 +79,27 @@ class PreferenceDataset:
         """The same pairs on a device."""
         return self._map(lambda column: column.to(device))
 
+    def join(self, other: PreferenceDataset) -> PreferenceDataset:
+        """These pairs and after them the other's, as where a second round asks for more.
+
+        Raises:
+            TypeError: the other is no dataset.
+            ValueError: its world has other prompts, words or another length.
+        """
+        if not isinstance(other, PreferenceDataset):
+            raise TypeError(f"other must be a PreferenceDataset, got {other!r}")
+        for name in ("prompts", "words", "max_length"):
+            here, there = getattr(self.world, name), getattr(other.world, name)
+            if here != there:
+                raise ValueError(f"both worlds must have the same {name}, got {here} and {there}")
+        columns = (
+            torch.cat([getattr(pairs, name) for pairs in (self, other)]) for name in COLUMN_TENSORS
+        )
+        return PreferenceDataset(self.world, *columns)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> PreferenceDataset:
-        columns = (self.prompts, self.chosen, self.rejected)
-        return PreferenceDataset(self.world, *map(change, columns))
+        columns = (change(getattr(self, name)) for name in COLUMN_TENSORS)
+        return PreferenceDataset(self.world, *columns)
 
     def split(self, fraction: float, seed: int) -> tuple[PreferenceDataset, PreferenceDataset]:
         """Splits at random into a part with this fraction of the pairs, and the rest.

@@ -8,6 +8,7 @@ import torch
 
 from rlhf_toy import preferences as module
 from rlhf_toy.annotators import BradleyTerryAnnotator
+from rlhf_toy.envs import WordMDP
 from rlhf_toy.exact import response_logps, response_rewards
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.preferences import PreferenceDataset, collect_preferences
@@ -94,6 +95,24 @@ def test_rows_are_picked_by_slice_mask_and_indices(pairs):
     assert as_tuples(pairs[torch.arange(len(pairs)) == 9]) == [rows[9]]
     with pytest.raises(TypeError, match="slice"):
         pairs[3]
+
+
+def test_joined_pairs_stand_one_after_the_other(pairs, policy, world):
+    more = collect(policy, world, n=30, seed=1)
+    assert as_tuples(pairs.join(more)) == as_tuples(pairs) + as_tuples(more)
+    assert len(pairs) == 200  # as it was
+
+
+def test_only_pairs_of_the_same_texts_can_be_joined(pairs, bandit):
+    with pytest.raises(TypeError, match="other must be a PreferenceDataset"):
+        pairs.join([pairs])
+    policy = PolicyModel(GPTConfig.for_world(bandit, n_embd=16, n_head=2), make_generator(0))
+    with pytest.raises(ValueError, match="the same prompts"):
+        pairs.join(collect(policy, bandit, n=5))
+    longer = WordMDP(max_length=4)
+    end = torch.full((1, 4), longer.end_token)
+    with pytest.raises(ValueError, match="the same max_length, got 3 and 4"):
+        pairs.join(PreferenceDataset(longer, torch.zeros(1, dtype=torch.long), end, end))
 
 
 def test_unique_responses_occur_once_and_give_every_pair_back(pairs):

@@ -85,7 +85,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     for _ in range(1, change.get("rounds", 1)):
         generator = make_generator(2_000 + seed)
         more = collect_preferences(policy, world, BradleyTerryAnnotator(), PAIRS, generator)
-        preferences = _join(preferences, more)
+        preferences = preferences.join(more)
         policy, second = _train(method, seed, preferences, beta, rate)
         for name in ("seconds", "reward_model_seconds", "samples"):
             second[name] += result[name]
@@ -224,10 +224,3 @@ def _pairs(seed: int, n: int, max_words: int | None) -> PreferenceDataset:
         ]
         preferences = preferences[torch.stack(lengths).amax(0) <= max_words]
     return preferences[:n]
-
-
-def _join(one: PreferenceDataset, other: PreferenceDataset) -> PreferenceDataset:
-    columns = ("prompts", "chosen", "rejected")
-    return PreferenceDataset(
-        one.world, *(torch.cat([getattr(one, name), getattr(other, name)]) for name in columns)
-    )

@@ -187,11 +187,7 @@ def _scores(seed: int, pairs: int, member: int = 0, fresh: bool = False) -> Tens
     if fresh:
         policy = gibbs_policy(yardstick.ref_logps, _scores(seed, pairs), FRESH_BETA)
         more = compare(world, policy, pairs, make_generator(2_000 + seed))
-        columns = [
-            torch.cat([getattr(preferences, name), getattr(more, name)])
-            for name in ("prompts", "chosen", "rejected")
-        ]
-        preferences = PreferenceDataset(world, *columns)
+        preferences = preferences.join(more)
     if member:
         generator = make_generator(10 * seed + member)
         preferences = preferences[torch.randint(pairs, (pairs,), generator=generator)]

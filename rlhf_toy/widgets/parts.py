@@ -80,7 +80,8 @@ def slider(
         step=step,
         description=description,
         style={"description_width": "initial"},
-        layout={"width": "20em"},
+        # A long description must not leave the handle less room.
+        layout={"width": f"{18 + len(description) // 2}em"},
     )
 
 

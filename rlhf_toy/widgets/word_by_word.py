@@ -282,7 +282,7 @@ class WordByWord(InteractiveCell):
         first = self._drawing()
         self.chart = picture(first)
         self.written, self.line, self.mdp = words(), words(), words()
-        rows = [self.top, self.vocabulary, self.written, self.chart, self.line, self.mdp]
+        rows = [self.prompt, self.vocabulary, self.written, self.chart, self.line, self.mdp]
         super().__init__(ipywidgets.VBox(rows), first)
         self._speak()
 
@@ -302,8 +302,9 @@ class WordByWord(InteractiveCell):
         for token, button in enumerate(self.buttons.values()):
             button.on_click(lambda _, token=token: self._append(token))
         row = ipywidgets.Layout(flex_flow="row wrap")
-        self.top = ipywidgets.HBox([self.prompt, self.undo, self.reset], layout=row)
-        self.vocabulary = ipywidgets.HBox(list(self.buttons.values()), layout=row)
+        # The end disables the words, its own button too: the keyboard's next stop is then undo.
+        buttons = [*self.buttons.values(), self.undo, self.reset]
+        self.vocabulary = ipywidgets.HBox(buttons, layout=row)
 
     def _append(self, token: int) -> None:
         # A press may come in late, when its button is disabled already.

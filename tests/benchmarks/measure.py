@@ -86,35 +86,61 @@ def reward_model() -> None:
         )
 
 
+SMALL = DPOSettings()
+LARGE = DPOSettings(
+    steps=2_000, batch_size=4_096, learning_rate=1e-3, warmup_steps=200, measure_every=100
+)
+ROUNDS = 5  # of a fifth of the pairs each
+LARGE_ROUND = DPOSettings(
+    steps=600, batch_size=4_096, learning_rate=1e-3, warmup_steps=100, measure_every=100
+)
+
+
 def dpo() -> None:
     """DPO's gap as the preferences grow, with and without early stopping."""
-    large = DPOSettings(
-        steps=2_000, batch_size=4_096, learning_rate=1e-3, warmup_steps=200, measure_every=100
-    )
     for n, settings, seeds in (
-        (2_000, DPOSettings(), SEEDS),
-        (20_000, DPOSettings(), SEEDS),
-        (200_000, large, range(1)),
-        (500_000, large, range(1)),
+        (2_000, SMALL, SEEDS),
+        (20_000, SMALL, SEEDS),
+        (200_000, LARGE, range(1)),
+        (500_000, LARGE, range(1)),
     ):
         for seed in seeds:
-            reference, _ = train_reference(WORLD, seed=seed)
-            generator = make_generator(seed)
-            annotator = BradleyTerryAnnotator()
-            pairs = collect_preferences(reference, WORLD, annotator, n, generator)
-            start = time.perf_counter()
-            policy, history = train_dpo(pairs, reference, settings, seed=seed)
-            seconds = time.perf_counter() - start
-            stopped = Yardstick(WORLD, reference, settings.beta).measure(policy).gap
-            print(
-                f"{n:,} pairs, seed {seed}: gap {stopped:.2%} with early stopping, "
-                f"{history.last('objective/gap'):.2%} without, {seconds:.0f} s",
-                flush=True,
-            )
+            _dpo(n, 1, settings, seed)
+
+
+def dpo_rounds() -> None:
+    """The same where each fifth of the pairs is of responses of the policy trained so far."""
+    for n, settings in (
+        (2_000, SMALL),
+        (20_000, SMALL),
+        (200_000, LARGE_ROUND),
+        (500_000, LARGE_ROUND),
+    ):
+        for seed in SEEDS:
+            _dpo(n, ROUNDS, settings, seed)
+
+
+def _dpo(n: int, rounds: int, settings: DPOSettings, seed: int) -> None:
+    """Collects n pairs in as many rounds, training from the reference on all pairs in each."""
+    reference, _ = train_reference(WORLD, seed=seed)
+    generator = make_generator(seed)
+    policy, pairs = reference, None
+    start = time.perf_counter()
+    for _ in range(rounds):
+        new = collect_preferences(policy, WORLD, BradleyTerryAnnotator(), n // rounds, generator)
+        pairs = pairs.join(new) if pairs else new
+        policy, history = train_dpo(pairs, reference, settings, seed=seed)
+    seconds = time.perf_counter() - start
+    stopped = Yardstick(WORLD, reference, settings.beta).measure(policy).gap
+    print(
+        f"{n:,} pairs in {rounds} rounds, seed {seed}: gap {stopped:.2%} with early stopping, "
+        f"{history.last('objective/gap'):.2%} without, {seconds:.0f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    measurements = {f.__name__: f for f in (startup, logps, ppo, reward_model, dpo)}
+    measurements = {f.__name__: f for f in (startup, logps, ppo, reward_model, dpo, dpo_rounds)}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=measurements)
     measurements[parser.parse_args().name]()

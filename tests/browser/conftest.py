@@ -41,6 +41,19 @@ RESTART = """async () => {
   await panel.sessionContext.session.kernel.restart();
   await panel.sessionContext.session.kernel.info;
 }"""
+# Replaces the source of the last code cell that contains a text, and runs that cell.
+REPLACE = """async ([code, source]) => {
+  const app = window.jupyterapp;
+  const notebook = app.shell.currentWidget.content;
+  const cells = notebook.widgets.map(cell => cell.model.sharedModel);
+  const found = cells.findLastIndex(
+    cell => cell.cell_type === 'code' && cell.getSource().includes(code));
+  if (found < 0) throw new Error(`no code cell contains ${code}`);
+  cells[found].setSource(source ?? cells[found].getSource());
+  notebook.deselectAll();
+  notebook.activeCellIndex = found;
+  return await app.commands.execute('notebook:run-cell');
+}"""
 # Index and text of the first cell with an error among its outputs, or null.
 ERROR = """() => {
   const model = window.jupyterapp.shell.currentWidget.content.model.sharedModel;
@@ -161,6 +174,11 @@ class Student:
     def run_all(self) -> None:
         """Runs all cells; fails with the first error that one of them shows."""
         went_well = self.page.evaluate(RUN_ALL)
+        assert went_well, self.page.evaluate(ERROR)
+
+    def run_cell(self, code: str, source: str | None = None) -> None:
+        """Runs the last code cell that contains `code` once more, with another source if given."""
+        went_well = self.page.evaluate(REPLACE, [code, source])
         assert went_well, self.page.evaluate(ERROR)
 
     def restart_kernel(self) -> None:

@@ -114,10 +114,13 @@ def write_words(student, code: str) -> None:
     expect(says.first).to_contain_text("very good")
     cell.get_by_role("button", name="undo").click()
     expect(says.first).not_to_contain_text("good")
-    button("great").click()
+    button("great").press("Enter")
     expect(says.first).to_contain_text("very great")
-    button("<end>").click()
+    button("<end>").press("Enter")
     expect(button("great")).to_be_disabled()
+    # The button that had the focus is disabled; the keyboard goes on from there.
+    student.page.keyboard.press("Tab")
+    expect(cell.get_by_role("button", name="undo")).to_be_focused()
     button("reset").click()
     expect(button("great")).to_be_enabled()
     expect(says.first).not_to_contain_text("great")
@@ -142,23 +145,80 @@ def type_a_review(student, code: str) -> None:
     expect(says).to_contain_text("r − V*(start)")
 
 
+def move_first_slider(cell) -> None:
+    cell.locator(".noUi-handle").first.press("ArrowRight")
+
+
+def write_a_word(cell) -> None:
+    cell.get_by_role("button", name="reset", exact=True).first.click()
+    cell.get_by_role("button", name="great", exact=True).first.click()
+
+
+def type_a_word(cell) -> None:
+    field = cell.get_by_label("review").first
+    field.fill("great")
+    field.press("Enter")
+
+
+def show_twice(student, code: str, change: Callable) -> None:
+    """Runs the cell again, then shows its widget twice: what changes in one view does in both."""
+    cell = student.cell(code)
+    images, says = cell.locator("img"), cell.get_by_role("status")
+
+    def sources() -> list[str | None]:
+        return [image.get_attribute("src") for image in images.all()]
+
+    student.run_cell(code)
+    expect(images).to_have_count(1)
+    expect(says.first).not_to_be_empty()
+    lines = says.count()
+    # Not `_`, which a notebook may use for what it throws away.
+    student.run_cell(code, f"*_, last = Out.values()\ndisplay(last, last)  # {code}")
+    expect(images).to_have_count(2)
+    expect(says).to_have_count(2 * lines)
+    said, drawn = says.all_inner_texts(), sources()
+    change(cell)
+    until(
+        student.page,
+        lambda: not set(drawn) & set(sources()) and said != says.all_inner_texts(),
+        "a change in both views",
+    )
+    until(
+        student.page,
+        lambda: says.all_inner_texts()[:lines] == says.all_inner_texts()[lines:],
+        "the same words in both views",
+    )
+
+
 USES: dict[str, list[Callable]] = {
     "01": [
         partial(move_sliders, code="RatersAndScales()"),
         partial(answer_pairs, code="HumanAnnotator("),
+        partial(show_twice, code="RatersAndScales()", change=move_first_slider),
     ],
-    "03": [partial(write_words, code="WordByWord(")],
+    "03": [
+        partial(write_words, code="WordByWord("),
+        partial(show_twice, code="WordByWord(", change=write_a_word),
+    ],
     "04": [partial(write_words, code="WordByWord(")],
-    "05": [partial(move_sliders, code="GibbsExplorer()")],
+    "05": [
+        partial(move_sliders, code="GibbsExplorer()"),
+        partial(show_twice, code="GibbsExplorer()", change=move_first_slider),
+    ],
     "06": [
         partial(move_sliders, code="ClipExplorer()"),
+        partial(show_twice, code="ClipExplorer()", change=move_first_slider),
         partial(train_live, code="LiveTraining.ppo"),
     ],
     "08": [
         partial(move_sliders, code="DPOGradient()"),
+        partial(show_twice, code="DPOGradient()", change=move_first_slider),
         partial(train_live, code="LiveTraining.dpo"),
     ],
-    "10": [partial(type_a_review, code="WhoSaidWhat(")],
+    "10": [
+        partial(type_a_review, code="WhoSaidWhat("),
+        partial(show_twice, code="WhoSaidWhat(", change=type_a_word),
+    ],
 }
 
 

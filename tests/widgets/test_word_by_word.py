@@ -185,9 +185,10 @@ def test_a_wrapped_world_will_do_and_two_cells_do_not_meet(policy):
 
 
 def test_every_control_has_a_description(cell, world):
-    for control in (*cell.top.children, *cell.vocabulary.children):
+    for control in (cell.prompt, *cell.vocabulary.children):
         assert control.description
-    assert [button.description for button in cell.vocabulary.children] == [*world.words, "<end>"]
+    names = [button.description for button in cell.vocabulary.children]
+    assert names == [*world.words, "<end>", "↶ undo", "reset"]
 
 
 def test_nothing_is_trained_and_chance_is_left_alone(cell, policy, reward_model):
