@@ -9,19 +9,31 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
+import ipywidgets
 import torch
 
 from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
 from rlhf_toy.dpo import DPOSettings, train_dpo
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.exact import Yardstick, response_logps
+from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.ppo import train_ppo
 from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import pair_rewards, train_reward_model
 from rlhf_toy.sft import train_reference
 from rlhf_toy.training import make_generator
+from rlhf_toy.widgets.annotator import HumanAnnotator
+from rlhf_toy.widgets.clip_explorer import ClipExplorer
+from rlhf_toy.widgets.dpo_gradient import DPOGradient
+from rlhf_toy.widgets.gibbs_explorer import GibbsExplorer
+from rlhf_toy.widgets.raters import RatersAndScales
+from rlhf_toy.widgets.who_said_what import WhoSaidWhat
+from rlhf_toy.widgets.word_by_word import WordByWord
 
 WORLD = WordMDP()
 SEEDS = range(5)
@@ -139,8 +151,61 @@ def _dpo(n: int, rounds: int, settings: DPOSettings, seed: int) -> None:
     )
 
 
+def redraws() -> None:
+    """Seconds in which each interactive cell answers: to sliders, words, typed text and buttons."""
+    model = PolicyModel(GPTConfig.for_world(WORLD), make_generator(0))
+    word_by_word, who = WordByWord(WORLD, model), WhoSaidWhat(WORLD, model, model, 0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        annotator = HumanAnnotator(WORLD, path=f"{folder}/answers.jsonl")
+        buttons = [*word_by_word.buttons.values()][: WORLD.max_length]
+        texts = ("great", "not very dull", "very loud and long", "good but not great", "")
+        actions: dict[str, list[Callable[[], object]]] = {
+            type(cell).__name__: list(_slider_moves(cell.box))
+            for cell in (RatersAndScales(), GibbsExplorer(), ClipExplorer(), DPOGradient())
+        }
+        actions["WordByWord"] = [b.click for b in (*buttons, word_by_word.reset)] * 5
+        actions["WhoSaidWhat"] = [partial(setattr, who.text, "value", text) for text in texts] * 5
+        actions["HumanAnnotator"] = [annotator.left.click, annotator.right.click] * 15
+        for name, moves in actions.items():
+            seconds = []
+            for move in moves:
+                start = time.perf_counter()
+                move()
+                seconds.append(time.perf_counter() - start)
+            print(
+                f"{name}: median {statistics.median(seconds):.2f} s, 90 % within "
+                f"{statistics.quantiles(seconds, n=10)[-1]:.2f} s, longest {max(seconds):.2f} s "
+                f"of {len(seconds)}",
+                flush=True,
+            )
+
+
+def _slider_moves(widget: ipywidgets.Widget) -> Iterator[Callable[[], None]]:
+    """Each slider in the widget moved to eight places between its ends, one after the other."""
+    for child in getattr(widget, "children", ()):
+        yield from _slider_moves(child)
+    if isinstance(widget, ipywidgets.SelectionSlider):
+        yield from (partial(setattr, widget, "index", i) for i in range(len(widget.options)))
+    elif isinstance(widget, ipywidgets.FloatSlider | ipywidgets.IntSlider):
+        for i in range(8):
+            place = widget.min + (widget.max - widget.min) * i / 7
+            yield partial(setattr, widget, "value", type(widget.value)(place))
+    elif isinstance(widget, ipywidgets.FloatLogSlider):
+        yield from (
+            partial(
+                setattr,
+                widget,
+                "value",
+                widget.base ** (widget.min + i / 7 * (widget.max - widget.min)),
+            )
+            for i in range(8)
+        )
+
+
 if __name__ == "__main__":
-    measurements = {f.__name__: f for f in (startup, logps, ppo, reward_model, dpo, dpo_rounds)}
+    measurements = {
+        f.__name__: f for f in (startup, logps, ppo, reward_model, dpo, dpo_rounds, redraws)
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=measurements)
     measurements[parser.parse_args().name]()
