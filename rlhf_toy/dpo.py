@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_toy.exact import Yardstick
 from rlhf_toy.losses import dpo_loss, implicit_reward, preference_accuracy
-from rlhf_toy.models import PolicyModel
+from rlhf_toy.models import PolicyModel, check_fits
 from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.training import (
     BestSoFar,
@@ -56,12 +56,13 @@ def train_dpo(
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
     watch: Watch | None = None,
+    start: PolicyModel | None = None,
 ) -> tuple[PolicyModel, History]:
     """Fits a policy to preferences by the DPO loss (L23; Rafailov et al. 2023).
 
     Args:
         preferences: the pairs; a share of them is held out.
-        reference: π_ref, where the policy starts.
+        reference: π_ref, in the loss and in the yardstick.
         settings: see `DPOSettings`.
         seed: of split and batches.
         device: None picks CUDA where there is one.
@@ -69,6 +70,9 @@ def train_dpo(
         watch: called after every step with the number of steps so far, the policy as it is
             (a copy is needed to keep it) and the history, in place of the progress bar. Training
             waits until it returns. What it raises ends the run, once the checkpoint is written.
+        start: where the policy starts; None: at the reference. With the policy of an earlier round,
+            and its pairs joined with new ones, training goes on. Pairs that are held out now may be
+            pairs that it was trained on.
 
     Returns:
         the policy (with early stopping, as it was when its loss on the held-out pairs was lowest),
@@ -79,13 +83,14 @@ def train_dpo(
         `exact/objective` and `objective/gap`.
 
     Raises:
-        ValueError: bad settings, seed, device, world, too few pairs, or a checkpoint of another
-            run.
+        ValueError: bad settings, seed, device, world, too few pairs, a start that does not fit the
+            world, or a checkpoint of another run.
     """
     device = pick_device(device)
     generator = make_generator(seed)
     reference = copy.deepcopy(reference).to(device).requires_grad_(False)
-    policy = copy.deepcopy(reference).requires_grad_(True)
+    policy = copy.deepcopy(reference if start is None else start).to(device).requires_grad_(True)
+    check_fits(policy, preferences.world)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
     yardstick = Yardstick(preferences.world, reference, settings.beta)
     # The reference does not change, so its log-probabilities are computed once.
@@ -94,7 +99,9 @@ def train_dpo(
         ref_train, ref_held_out = pair_logps(reference, train), pair_logps(reference, held_out)
     history, best = History(), BestSoFar(policy)
     parts = {"policy": policy, "optimizer": optimizer, "best": best}
-    inputs = digest(reference, preferences.prompts, preferences.chosen, preferences.rejected)
+    inputs = digest(
+        reference, policy, preferences.prompts, preferences.chosen, preferences.rejected
+    )
     run = Run("DPO", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
 
     for step in run.steps(settings.steps, {"objective/gap": "gap", "loss": "loss"}):

@@ -16,9 +16,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rlhf_toy import best_of_n as best_of_n_module
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
-from rlhf_toy.dpo import DPOSettings, train_dpo
+from rlhf_toy.dpo import DPOSettings, pair_logps, train_dpo
 from rlhf_toy.envs import PromptBandit, SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import Yardstick, response_rewards
+from rlhf_toy.losses import dpo_loss
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
@@ -209,6 +210,35 @@ def test_dpo_starts_at_log_2_and_its_history_is_consistent():
         assert row["rewards/margins"] == pytest.approx(
             row["rewards/chosen"] - row["rewards/rejected"], abs=1e-5
         )
+
+
+def test_dpo_goes_on_from_another_policy_against_the_same_reference():
+    one_step = DPOSettings(steps=1, batch_size=270, held_out=0.1, measure_every=1)
+    half_way, _ = train_dpo(PAIRS, REFERENCE, DPOSettings(steps=100), seed=0, device="cpu")
+    before = digest(half_way)
+    _, history = train_dpo(PAIRS, REFERENCE, one_step, seed=0, device="cpu", start=half_way)
+    assert digest(half_way) == before
+
+    train, _ = PAIRS.split(0.9, 0)  # the one batch of the run is all of it
+    with torch.no_grad():
+        loss = dpo_loss(*pair_logps(half_way, train), *pair_logps(REFERENCE, train), one_step.beta)
+    assert len(train) == 270
+    assert loss < np.log(2) - 0.01
+    assert history.last("loss") == pytest.approx(float(loss), abs=1e-6)
+    gap = Yardstick(WORLD, REFERENCE, one_step.beta).measure(half_way).gap
+    assert history.last("objective/gap") == pytest.approx(gap, abs=0.05)
+
+
+def test_dpo_refuses_a_start_of_another_world_and_a_checkpoint_of_another_start(tmp_path):
+    path = tmp_path / "run.pt"
+    wide = PolicyModel(GPTConfig.for_world(WordMDP(max_length=3)), make_generator(0))
+    with pytest.raises(ValueError, match="n_positions"):
+        TRAINERS["dpo"](checkpoint=path, start=wide)
+    assert not path.exists()
+    TRAINERS["dpo"](checkpoint=path, device="cpu")
+    other = PolicyModel(REFERENCE.config, make_generator(9))
+    with pytest.raises(ValueError, match="another"):
+        TRAINERS["dpo"](checkpoint=path, device="cpu", start=other)
 
 
 def test_early_stopping_hands_back_the_policy_that_was_best_on_the_held_out_pairs():

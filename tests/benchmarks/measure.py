@@ -121,7 +121,7 @@ def dpo() -> None:
 
 
 def dpo_rounds() -> None:
-    """The same where each fifth of the pairs is of responses of the policy trained so far."""
+    """The same in rounds: each fifth of the pairs shows the policy so far, which then goes on."""
     for n, settings in (
         (2_000, SMALL),
         (20_000, SMALL),
@@ -133,7 +133,7 @@ def dpo_rounds() -> None:
 
 
 def _dpo(n: int, rounds: int, settings: DPOSettings, seed: int) -> None:
-    """Collects n pairs in as many rounds, training from the reference on all pairs in each."""
+    """Collects n pairs in as many rounds; in each the policy goes on with all pairs so far."""
     reference, _ = train_reference(WORLD, seed=seed)
     generator = make_generator(seed)
     policy, pairs = reference, None
@@ -141,7 +141,7 @@ def _dpo(n: int, rounds: int, settings: DPOSettings, seed: int) -> None:
     for _ in range(rounds):
         new = collect_preferences(policy, WORLD, BradleyTerryAnnotator(), n // rounds, generator)
         pairs = pairs.join(new) if pairs else new
-        policy, history = train_dpo(pairs, reference, settings, seed=seed)
+        policy, history = train_dpo(pairs, reference, settings, seed=seed, start=policy)
     seconds = time.perf_counter() - start
     stopped = Yardstick(WORLD, reference, settings.beta).measure(policy).gap
     print(
