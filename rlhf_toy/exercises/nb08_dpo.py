@@ -443,8 +443,8 @@ _REPAIR = Exercise(
     name="repair_dpo",
     notebook="08",
     hints=(
-        "The optimum has the same slope for every length. In the broken run the slope grows with "
-        "it.",
+        "At the optimum the slope is 1/β for every length. In the broken run it is far above: the "
+        "log-ratios had to grow further before the loss was content. What shrinks them in it?",
         "What does the chain rule make of the tokens' log-probabilities: notebook 03?",
         "Write down the implicit reward of a response of three tokens under the broken loss.",
     ),
