@@ -33,7 +33,7 @@ _PROBABILITY = Exercise(
     notebook="02",
     hints=(
         "Only the difference of the two rewards counts.",
-        "Divide numerator and denominator of e^a / (e^a + e^b) by e^a. What remains?",
+        "Divide numerator and denominator of e^r₁ / (e^r₁ + e^r₂) by e^r₁. What remains?",
     ),
     solution=losses.preference_probability,
     cases=lambda: _pair_cases("first_rewards", "second_rewards"),
