@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rlhf_toy.commands import course, doctor, publish, study, tour
-from rlhf_toy.commands.usage import UsageError
+from rlhf_toy.course.commands import course, doctor, publish, study, tour
+from rlhf_toy.course.commands.usage import UsageError
 
 COMMANDS = {
     "tour": tour,
@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser: one sub-command for each module of `rlhf_toy.commands`."""
+    """Builds the parser: one sub-command for each module of `rlhf_toy.course.commands`."""
     parser = argparse.ArgumentParser(
         prog="rlhf_toy", description="RLHF in worlds small enough to be solved exactly."
     )

@@ -134,7 +134,7 @@ def run_best_of_n(
 
     Returns:
         log-probabilities [X, Y] of the policy that was chosen, and a history by n. Exact:
-        `exact/reward` (true), `exact/scores`, `exact/kl`, `exact/objective`, `objective/gap`;
+        `exact/reward` (true), `exact/scores`, `exact/kl`, `exact/objective`, `exact/gap`;
         `kl_bound` (see `best_of_n_kl_bound`); estimated on the draws: `objective/scores`.
 
     Raises:

@@ -80,7 +80,7 @@ def train_dpo(
         `rewards/rejected`, `rewards/margins`, `rewards/accuracies` (implicit rewards, β included),
         `logps/chosen` and `logps/rejected` (summed over the sequence). At the same steps, after the
         update: `held_out/loss`, `held_out/accuracy`, and the exact `exact/reward`, `exact/kl`,
-        `exact/objective` and `objective/gap`.
+        `exact/objective` and `exact/gap`.
 
     Raises:
         ValueError: bad settings, seed, device, world, too few pairs, a start that does not fit the
@@ -104,7 +104,7 @@ def train_dpo(
     )
     run = Run("DPO", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
 
-    for step in run.steps(settings.steps, {"objective/gap": "gap", "loss": "loss"}):
+    for step in run.steps(settings.steps, {"exact/gap": "gap", "loss": "loss"}):
         rows = minibatch(len(train), settings.batch_size, step, seed)
         batch = train[rows]
         chosen_logps, rejected_logps = pair_logps(policy, batch)

@@ -107,7 +107,7 @@ def train_ppo(
         update: `loss/policy`, `loss/value`, `policy/approxkl`, `policy/clipfrac`, `val/ratio`, and
         `val/ratio_first`, of the first minibatch, where it is 1. Exact, after the update, at every
         `measure_every`-th iteration and the last: `exact/reward` (the true one), `exact/kl`,
-        `exact/objective` and `objective/gap`.
+        `exact/objective` and `exact/gap`.
 
     Raises:
         ValueError: bad settings, seed, device, world, or a checkpoint of another run.
@@ -129,7 +129,7 @@ def train_ppo(
     inputs = digest(reference, reward if isinstance(reward, torch.nn.Module) else "a function")
     run = Run("PPO", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
 
-    shown = {"objective/gap": "gap", "objective/rlhf_reward": "J on samples", "objective/kl": "kl"}
+    shown = {"exact/gap": "gap", "objective/rlhf_reward": "J on samples", "objective/kl": "kl"}
     for iteration in run.steps(settings.iterations, shown):
         # Sample responses from the policy as it is (L3).
         prompts = world.sample_prompts(settings.batch_size, generator)

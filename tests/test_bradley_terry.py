@@ -7,8 +7,8 @@ import torch
 from scipy.linalg import null_space
 from scipy.special import expit
 
+from rlhf_toy.bradley_terry import fit_bradley_terry
 from rlhf_toy.losses import bradley_terry_loss
-from rlhf_toy.reward_model import fit_bradley_terry
 
 TRUE_REWARDS = np.array([1.0, 0.3, 0.0, -0.4, -0.9])
 

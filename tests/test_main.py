@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rlhf_toy import __main__ as command_line
-from rlhf_toy.commands.usage import UsageError
+from rlhf_toy.course.commands.usage import UsageError
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from rlhf_toy.bridge import hugging_face_state_dict
 from rlhf_toy.envs import SlipperyWordMDP
 from rlhf_toy.exact import response_logps
 from rlhf_toy.models import (
@@ -16,7 +17,6 @@ from rlhf_toy.models import (
     PolicyModel,
     RewardModel,
     ValueModel,
-    hugging_face_state_dict,
     sample,
 )
 

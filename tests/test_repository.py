@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
-from rlhf_toy.commands.publish import (
+from rlhf_toy.course.commands.publish import (
     BADGE_TAG,
     SETUP_TAG,
     badge_cell,

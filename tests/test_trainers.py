@@ -226,7 +226,7 @@ def test_dpo_goes_on_from_another_policy_against_the_same_reference():
     assert loss < np.log(2) - 0.01
     assert history.last("loss") == pytest.approx(float(loss), abs=1e-6)
     gap = Yardstick(WORLD, REFERENCE, one_step.beta).measure(half_way).gap
-    assert history.last("objective/gap") == pytest.approx(gap, abs=0.05)
+    assert history.last("exact/gap") == pytest.approx(gap, abs=0.05)
 
 
 def test_dpo_refuses_a_start_of_another_world_and_a_checkpoint_of_another_start(tmp_path):
@@ -250,7 +250,7 @@ def test_early_stopping_hands_back_the_policy_that_was_best_on_the_held_out_pair
     best = losses.index(min(losses))
     assert best < len(losses) - 1, "the example must overfit, or it shows nothing"
     yardstick = Yardstick(WORLD, REFERENCE, 0.5)
-    gaps = history.series("objective/gap")[1]
+    gaps = history.series("exact/gap")[1]
     assert yardstick.measure(stopped).gap == pytest.approx(gaps[best], abs=1e-6)
     assert yardstick.measure(last).gap == pytest.approx(gaps[-1], abs=1e-6)
 

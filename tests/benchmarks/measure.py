@@ -18,6 +18,13 @@ import ipywidgets
 import torch
 
 from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
+from rlhf_toy.course.widgets.annotator import HumanAnnotator
+from rlhf_toy.course.widgets.clip_explorer import ClipExplorer
+from rlhf_toy.course.widgets.dpo_gradient import DPOGradient
+from rlhf_toy.course.widgets.gibbs_explorer import GibbsExplorer
+from rlhf_toy.course.widgets.raters import RatersAndScales
+from rlhf_toy.course.widgets.who_said_what import WhoSaidWhat
+from rlhf_toy.course.widgets.word_by_word import WordByWord
 from rlhf_toy.dpo import DPOSettings, train_dpo
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.exact import Yardstick, response_logps
@@ -27,13 +34,6 @@ from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import pair_rewards, train_reward_model
 from rlhf_toy.sft import train_reference
 from rlhf_toy.training import make_generator
-from rlhf_toy.widgets.annotator import HumanAnnotator
-from rlhf_toy.widgets.clip_explorer import ClipExplorer
-from rlhf_toy.widgets.dpo_gradient import DPOGradient
-from rlhf_toy.widgets.gibbs_explorer import GibbsExplorer
-from rlhf_toy.widgets.raters import RatersAndScales
-from rlhf_toy.widgets.who_said_what import WhoSaidWhat
-from rlhf_toy.widgets.word_by_word import WordByWord
 
 WORLD = WordMDP()
 SEEDS = range(5)
@@ -66,7 +66,7 @@ def ppo() -> None:
         start = time.perf_counter()
         _, history = train_ppo(WORLD, reference, WORLD.response_rewards, seed=seed)
         seconds = time.perf_counter() - start
-        gaps.append(history.last("objective/gap"))
+        gaps.append(history.last("exact/gap"))
         print(f"seed {seed}: gap {gaps[-1]:.2%}, {seconds:.1f} s", flush=True)
     print(f"median gap {statistics.median(gaps):.2%}")
 
@@ -146,7 +146,7 @@ def _dpo(n: int, rounds: int, settings: DPOSettings, seed: int) -> None:
     stopped = Yardstick(WORLD, reference, settings.beta).measure(policy).gap
     print(
         f"{n:,} pairs in {rounds} rounds, seed {seed}: gap {stopped:.2%} with early stopping, "
-        f"{history.last('objective/gap'):.2%} without, {seconds:.0f} s",
+        f"{history.last('exact/gap'):.2%} without, {seconds:.0f} s",
         flush=True,
     )
 

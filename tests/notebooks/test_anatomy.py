@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_toy import exercises
-from rlhf_toy.exercises import _EXERCISES
+from rlhf_toy.course import exercises
+from rlhf_toy.course.exercises import _EXERCISES
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_toy.commands.publish import setup_cell
+from rlhf_toy.course.commands.publish import setup_cell
 
 ROOT = Path(__file__).parents[2]
 USE_CELL = "import rlhf_toy\nprint(rlhf_toy.__file__)"

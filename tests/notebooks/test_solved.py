@@ -25,7 +25,7 @@ def solved(notebook: nbformat.NotebookNode, answers: dict) -> list[str]:
                 [
                     "import math",
                     "import torch",
-                    "from rlhf_toy import exercises",
+                    "from rlhf_toy.course import exercises",
                     inspect.getsource(answer),
                     f'{name} = exercises.check("{name}", {answer.__name__})',
                 ]

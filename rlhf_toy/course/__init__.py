@@ -1,0 +1,1 @@
+"""What only the course needs: exercises, widgets, studies, commands, and the setup of notebooks."""

@@ -1,0 +1,352 @@
+"""Run all notebooks, from top to bottom, into a folder of pages to browse."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_toy.course.commands.usage import UsageError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+# A folder without this file was not made here, and is never replaced.
+MARKER = ".rlhf_toy_course"
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>rlhf_toy</title>
+<style>
+body {{ font: 1.05rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 3rem auto; padding: 0 1rem; }}
+li {{ margin: 1.2rem 0; }}
+li p {{ margin: 0.2rem 0; }}
+.note {{ color: #666; font-size: 0.9rem; }}
+.failed {{ color: #b00020; }}
+</style>
+</head>
+<body>
+<h1>Reinforcement learning from human feedback</h1>
+<ol start="0">
+{items}
+</ol>
+</body>
+</html>
+"""  # noqa: E501
+ITEM = '<li><a href="{href}">{title}</a><p>{question}</p><p class="note{mark}">{note}</p></li>'
+
+
+class CellFailed(Exception):
+    """A cell that did not run to its end; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one notebook.
+
+    Attributes:
+        path: the notebook's file.
+        notebook: its content, executed as far as it went.
+        note: how long it took, or why it did not run.
+        failed: whether one of its cells failed.
+    """
+
+    path: Path
+    notebook: NotebookNode
+    note: str
+    failed: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's options."""
+    parser.add_argument(
+        "--notebooks",
+        type=Path,
+        default=Path("notebooks"),
+        metavar="DIR",
+        help="the folder of the notebooks (default: notebooks)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/course"),
+        metavar="DIR",
+        help="the folder for the pages (default: build/course)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=int,
+        default=1800,
+        metavar="SECONDS",
+        help="how long one cell may take (default: 1800)",
+    )
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="save the outputs in the notebooks too, once all of them ran to their end",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the notebooks in order until one fails, and writes a page for each, and an index.
+
+    If a cell fails, the pages go to a folder of their own (`…-failed`), so that those of an
+    earlier run stay; what did not run is shown as it was saved.
+
+    Returns:
+        0 if every cell ran, 1 otherwise.
+
+    Raises:
+        UsageError: no notebooks, or a folder that cannot be used; nothing has been written then.
+    """
+    if args.timeout <= 0:
+        raise UsageError(f"--timeout must be positive, got {args.timeout}")
+    paths = sorted(args.notebooks.glob("*.ipynb"))
+    if not paths:
+        raise UsageError(f"no notebooks in {args.notebooks}")
+    failed_output = args.output.with_name(f"{args.output.name}-failed")
+    for folder in (args.output, failed_output):
+        _check_replaceable(folder)
+    notebooks = {path: _read(path) for path in paths}
+    outcomes = _run_all(notebooks, args.timeout)
+    for outcome in outcomes:
+        drop_widgets(outcome.notebook)
+    error = next((outcome for outcome in outcomes if outcome.failed), None)
+    index = write_pages(outcomes, failed_output if error else args.output)
+    if error:
+        print(f"{error.path}: {error.note}", file=sys.stderr)
+        print(f"Stopped there. What there is can be read at {index.as_uri()}")
+        return 1
+    if args.in_place:
+        _save(outcomes)
+    print(f"The course is at {index.as_uri()}")
+    return 0
+
+
+def execute(
+    notebook: NotebookNode, folder: Path, timeout: int, on_cell: Callable[[], object]
+) -> None:
+    """Runs a notebook's cells in order on a fresh kernel of this very Python.
+
+    Args:
+        notebook: changed in place: outputs, execution counts and the widgets' state.
+        folder: the working folder of the kernel.
+        timeout: how many seconds a cell may take.
+        on_cell: called after each code cell.
+
+    Raises:
+        CellFailed: a cell raised an error, also one that a widget caught, or its kernel died,
+            or it took too long.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    class ThisPython(AsyncKernelManager):
+        """Starts this Python, whatever kernels the machine knows by name."""
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(resource_dir="", **get_kernel_dict())
+
+    current = 0
+
+    def note_start(cell: NotebookNode, cell_index: int) -> None:
+        nonlocal current
+        current = cell_index
+
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata.pop("widgets", None)
+    client = NotebookClient(
+        notebook,
+        kernel_manager_class=ThisPython,
+        timeout=timeout,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+        on_cell_start=note_start,
+        on_cell_executed=lambda **_: on_cell(),
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        reason = f"{error.ename}: {error.evalue}"
+        raise CellFailed(f"cell {current + 1} failed: {reason}") from None
+    except CellTimeoutError:
+        raise CellFailed(f"cell {current + 1} failed: it took more than {timeout} s") from None
+    except DeadKernelError:
+        raise CellFailed(f"cell {current + 1} failed: its kernel died") from None
+    for model in notebook.metadata.get("widgets", {}).values():
+        for widget in model["state"].values():
+            for output in widget["state"].get("outputs") or []:
+                if output.get("output_type") == "error":
+                    reason = f"{output['ename']}: {output['evalue']}"
+                    raise CellFailed(f"a widget's callback failed: {reason}")
+
+
+def drop_widgets(notebook: NotebookNode) -> None:
+    """Leaves of each widget the figure that stands for it, and nothing of one that has none.
+
+    Without a kernel a widget shows nothing, and its id is another one in every run.
+    """
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            for output in cell.outputs:
+                if WIDGET_VIEW in output.get("data", {}) and "image/png" in output.data:
+                    del output.data[WIDGET_VIEW]
+            cell.outputs = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
+
+
+def write_pages(outcomes: Iterable[Outcome], output: Path) -> Path:
+    """Writes a page for each notebook and an index, replacing the folder as a whole.
+
+    Returns:
+        The index's absolute path.
+    """
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(embed_images=True)
+    outcomes = list(outcomes)
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        fresh.chmod(0o755)
+        (fresh / MARKER).touch()
+        names = {outcome.path.name for outcome in outcomes}
+        for outcome in outcomes:
+            resources = {"metadata": {"name": outcome.path.stem, "path": str(outcome.path.parent)}}
+            page, _ = exporter.from_notebook_node(outcome.notebook, resources)
+            page_path = fresh / outcome.path.with_suffix(".html").name
+            page_path.write_text(link_to_pages(page, names), encoding="utf-8")
+        (fresh / "index.html").write_text(index_page(outcomes), encoding="utf-8")
+        _put_in_place(fresh, output)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return output / "index.html"
+
+
+def index_page(outcomes: Iterable[Outcome]) -> str:
+    """The HTML of the list of notebooks: title, question, and how long each took."""
+    items = []
+    for outcome in outcomes:
+        title, question = headline(outcome.notebook)
+        items.append(
+            ITEM.format(
+                href=escape(outcome.path.with_suffix(".html").name),
+                title=escape(title or outcome.path.stem),
+                question=escape(question),
+                mark=" failed" if outcome.failed else "",
+                note=escape(outcome.note),
+            )
+        )
+    return PAGE.format(items="\n".join(items))
+
+
+def headline(notebook: NotebookNode) -> tuple[str, str]:
+    """A notebook's first heading and the first paragraph after it, each "" where there is none."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    _, _, after = f"\n{text}".partition("\n# ")
+    title, _, rest = after.partition("\n")
+    paragraphs = (part.strip() for part in re.split(r"\n\s*\n", rest))
+    prose = (part for part in paragraphs if part and not part.startswith(("#", "[![")))
+    return _plain(title), _plain(next(prose, ""))
+
+
+def link_to_pages(page: str, names: set[str]) -> str:
+    """Turns links to notebooks of the course into links to their pages."""
+
+    def page_link(match: re.Match) -> str:
+        is_ours = f"{match['stem']}.ipynb" in names
+        return f'href="{match["stem"]}.html' if is_ours else match[0]
+
+    return re.sub(r'href="(?:\./)?(?P<stem>[\w.-]+)\.ipynb(?=["#])', page_link, page)
+
+
+def _run_all(notebooks: dict[Path, NotebookNode], timeout: int) -> list[Outcome]:
+    """Runs notebooks until one fails, with a bar that counts code cells."""
+    from tqdm.auto import tqdm
+
+    outcomes: list[Outcome] = []
+    total = sum(cell.cell_type == "code" for nb in notebooks.values() for cell in nb.cells)
+    with tqdm(total=total, unit="cell") as bar:
+        for path, notebook in notebooks.items():
+            if outcomes and (outcomes[-1].failed or outcomes[-1].note.startswith("not run")):
+                outcomes.append(Outcome(path, notebook, "not run: shown as it was saved"))
+                continue
+            bar.set_description(path.stem)
+            start = time.perf_counter()
+            try:
+                execute(notebook, path.parent, timeout, bar.update)
+            except CellFailed as error:
+                outcomes.append(Outcome(path, notebook, str(error), failed=True))
+            else:
+                took = time.perf_counter() - start
+                outcomes.append(Outcome(path, notebook, f"ran in {took:.0f} s"))
+    return outcomes
+
+
+def _save(outcomes: Iterable[Outcome]) -> None:
+    """Writes the outputs into the notebooks."""
+    import nbformat
+
+    from rlhf_toy.files import atomic_file
+
+    for outcome in outcomes:
+        with atomic_file(outcome.path) as file:
+            file.write((nbformat.writes(outcome.notebook) + "\n").encode())
+
+
+def _read(path: Path) -> NotebookNode:
+    """Reads a notebook, refusing a file that is none."""
+    try:
+        import nbformat
+    except ImportError:
+        raise UsageError("Jupyter is not installed: pip install jupyter") from None
+
+    try:
+        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+        nbformat.validate(notebook)
+    except (ValueError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
+        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+    return notebook
+
+
+def _check_replaceable(output: Path) -> None:
+    """Refuses to replace a folder that holds anything but pages made here."""
+    made_here = (output / MARKER).is_file() or (output.is_dir() and not any(output.iterdir()))
+    if output.exists() and not made_here:
+        raise UsageError(f"{output} holds other things: choose another --output")
+
+
+def _put_in_place(fresh: Path, output: Path) -> None:
+    """Moves a folder to its place; what was there before is deleted only after that."""
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as attic:
+        if output.exists():
+            os.replace(output, Path(attic) / "old")
+        os.replace(fresh, output)
+
+
+def _plain(markdown: str) -> str:
+    """Markdown's words in one line, without its marks."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+    return " ".join(re.sub(r"[*`]", "", text).split())

@@ -1,0 +1,336 @@
+"""The exercises of notebook 10: a soft backup, and what a token's log-ratio says (L29, L30)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_toy import exact
+from rlhf_toy.course.exercises.grading import Case, Exercise, Mistake, make_cases
+from rlhf_toy.training import make_generator
+
+
+def soft_backup(
+    successors: Tensor,
+    probabilities: Tensor,
+    rewards: Tensor,
+    ref_logps: Tensor,
+    next_values: Tensor,
+    beta: float,
+) -> Tensor:
+    """One step of soft value iteration (L30): V(s) = β log Σ_a π_ref(a|s) exp(Q(s, a)/β).
+
+    Q(s, a) = r(s, a) + Σ_k p(k|s, a) V(s′_k): chance is averaged over, only actions are weighed up.
+
+    Args:
+        successors: [S, A, K] next states.
+        probabilities: [S, A, K] of each.
+        rewards: [S, A] expected rewards.
+        ref_logps: [S, A] log π_ref(a|s).
+        next_values: [S] values one step later.
+        beta: KL weight.
+
+    Returns:
+        [S] values.
+    """
+    Q = rewards + (probabilities * next_values[successors]).sum(-1)
+    return beta * exact.log_partition(ref_logps, Q, beta)
+
+
+def token_advantage(policy_logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """β (log π − log π_ref) of each token: at the optimum its soft advantage Q* − V* (L30).
+
+    Args:
+        policy_logps: [B, T] log π of the tokens that were written.
+        ref_logps: [B, T] log π_ref of the same tokens.
+        mask: [B, T] real tokens.
+        beta: KL weight.
+
+    Returns:
+        [B, T] in logits, 0 on masked tokens, whatever stands there.
+    """
+    return (beta * (policy_logps - ref_logps)).masked_fill(~mask, 0.0)
+
+
+def _float64(*rows: list | float) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    draws = torch.randn(shape, generator=make_generator(seed), dtype=torch.float64)
+    return (10 * scale * draws).round() / 10
+
+
+def _tables(S: int, A: int, K: int, seed: int) -> tuple[Tensor, ...]:
+    """successors, probabilities, rewards, ref_logps and next_values of a random MDP."""
+    successors = torch.randint(S, (S, A, K), generator=make_generator(seed))
+    probabilities = _random(S, A, K, seed=seed + 1).softmax(-1)
+    ref_logps = _random(S, A, seed=seed + 2).log_softmax(-1)
+    return (
+        successors,
+        probabilities,
+        _random(S, A, seed=seed + 3),
+        ref_logps,
+        _random(S, seed=seed + 4, scale=2),
+    )
+
+
+# Two states; in the first, the second action is a gamble between 2 and −3.
+_GAMBLE = (
+    torch.tensor([[[0, 0], [0, 1]], [[1, 1], [1, 0]]]),
+    _float64([[1.0, 0.0], [0.75, 0.25]], [[1.0, 0.0], [0.5, 0.5]]),
+    _float64([0.0, 1.0], [0.5, -1.0]),
+    _float64([0.5, 0.5], [0.25, 0.75]).log(),
+    _float64(2.0, -3.0),
+)
+
+
+def _backup_cases() -> list[Case]:
+    plain = [
+        (*_GAMBLE, 0.5),
+        (*_tables(1, 3, 1, seed=1), 2.0),
+        (*_tables(3, 2, 2, seed=11), 0.5),
+        (*_tables(4, 3, 3, seed=21), 1.5),
+        (*(t.float() if t.is_floating_point() else t for t in _tables(3, 4, 2, seed=31)), 0.7),
+    ]
+    successors, probabilities, rewards, ref_logps, next_values = _tables(3, 2, 2, seed=41)
+    never = _float64([0.0, -torch.inf]).expand(3, 2)
+    corners = [
+        (successors, probabilities, 1000 * rewards, ref_logps, next_values, 0.5),
+        (successors, probabilities, rewards - 1000, ref_logps, next_values, 0.5),
+        (successors, probabilities, rewards, ref_logps, next_values, 1e-3),
+        (successors, probabilities, rewards, ref_logps, next_values, 1e3),
+        (successors, probabilities, rewards, never, next_values, 0.5),  # π_ref is 0 somewhere
+        (
+            successors,
+            probabilities,
+            torch.zeros(3, 2).double(),
+            ref_logps,
+            torch.zeros(3).double(),
+            0.5,
+        ),
+    ]
+    names = ("successors", "probabilities", "rewards", "ref_logps", "next_values", "beta")
+    return make_cases(names, plain, corners)
+
+
+def _q(successors: Tensor, probabilities: Tensor, rewards: Tensor, next_values: Tensor) -> Tensor:
+    return rewards + (probabilities * next_values[successors]).sum(-1)
+
+
+_SOFT_BACKUP = Exercise(
+    name="soft_backup",
+    notebook="10",
+    hints=(
+        "First Q(s, a), [S, A]: next_values[successors] looks up the value of every outcome.",
+        "Chance is averaged over, with its probabilities, before anything is exponentiated.",
+        "What is left is β log Z of a bandit whose rewards are Q. You wrote log Z in notebook 05.",
+    ),
+    solution=soft_backup,
+    cases=_backup_cases,
+    mistakes=(
+        Mistake(
+            "exp before expectation",
+            "The outcomes stand inside the exponential here, beside the actions. That is the "
+            "value of an agent who may choose its luck. Average over chance first.",
+            lambda succ, p, r, ref, V, beta: (
+                beta
+                * torch.logsumexp(
+                    (ref[..., None] + p.log() + (r[..., None] + V[succ]) / beta).flatten(1), dim=1
+                )
+            ),
+        ),
+        Mistake(
+            "hard maximum",
+            "This is ordinary value iteration: the best action counts alone, and leaving the "
+            "reference costs nothing.",
+            lambda succ, p, r, ref, V, beta: _q(succ, p, r, V).max(-1).values,
+        ),
+        Mistake(
+            "mean of the reference",
+            "This is what the reference earns. The optimum moves towards the better actions.",
+            lambda succ, p, r, ref, V, beta: (ref.exp() * _q(succ, p, r, V)).sum(-1),
+        ),
+        Mistake(
+            "reference forgotten",
+            "All actions count the same. Where does π_ref stand in the sum?",
+            lambda succ, p, r, ref, V, beta: (
+                beta * torch.logsumexp(_q(succ, p, r, V) / beta, dim=-1)
+            ),
+        ),
+        Mistake(
+            "beta forgotten",
+            "Your result does not depend on β. It stands in the formula twice.",
+            lambda succ, p, r, ref, V, beta: soft_backup(succ, p, r, ref, V, 1.0),
+        ),
+        Mistake(
+            "beta only inside",
+            "β divides Q, but the logarithm is not turned back into logits. This is V/β.",
+            lambda succ, p, r, ref, V, beta: soft_backup(succ, p, r, ref, V, beta) / beta,
+        ),
+        Mistake(
+            "beta only outside",
+            "β stands before the logarithm, but what does it do to Q in the exponent?",
+            lambda succ, p, r, ref, V, beta: beta * soft_backup(succ, p, r, ref, V, 1.0),
+        ),
+        Mistake(
+            "outcomes not weighted",
+            "Every outcome counts the same here. How likely is each?",
+            lambda succ, p, r, ref, V, beta: (
+                beta * exact.log_partition(ref, r + V[succ].mean(-1), beta)
+            ),
+        ),
+        Mistake(
+            "first outcome only",
+            "Only the first outcome of an action is looked at. What about the others?",
+            lambda succ, p, r, ref, V, beta: (
+                beta * exact.log_partition(ref, r + V[succ[..., 0]], beta)
+            ),
+        ),
+        Mistake(
+            "future forgotten",
+            "Your result does not depend on next_values. What comes after this step?",
+            lambda succ, p, r, ref, V, beta: beta * exact.log_partition(ref, r, beta),
+        ),
+        Mistake(
+            "reward forgotten",
+            "Your result does not depend on the rewards of this step.",
+            lambda succ, p, r, ref, V, beta: soft_backup(succ, p, 0 * r, ref, V, beta),
+        ),
+        Mistake(
+            "value of the state itself",
+            "The value that is added is that of the state before the step. Where does the action "
+            "lead?",
+            lambda succ, p, r, ref, V, beta: beta * exact.log_partition(ref, r + V[:, None], beta),
+        ),
+        Mistake(
+            "sign",
+            "Bad actions raise the value here. Look at the sign of Q.",
+            lambda succ, p, r, ref, V, beta: soft_backup(succ, p, -r, ref, -V, beta),
+        ),
+        Mistake(
+            "probabilities in the exponent",
+            "Inside the exponential the reference stands as a log-probability.",
+            lambda succ, p, r, ref, V, beta: (
+                beta * torch.logsumexp(ref.exp() + _q(succ, p, r, V) / beta, dim=-1)
+            ),
+        ),
+        Mistake(
+            "overflow",
+            "The formula is right, but exp(2000) is infinite and exp(−2000) is 0 in floating "
+            "point. Stay in logarithms.",
+            lambda succ, p, r, ref, V, beta: (
+                beta * (ref.exp() * (_q(succ, p, r, V) / beta).exp()).sum(-1).log()
+            ),
+        ),
+    ),
+)
+
+
+def _mask(*lengths: int, T: int) -> Tensor:
+    return torch.arange(T) < torch.tensor(lengths)[:, None]
+
+
+def _logps(*shape: int, seed: int) -> Tensor:
+    """Log-probabilities of one word among many; there is something behind the mask as well."""
+    return -_random(*shape, seed=seed).abs() - 0.1
+
+
+def _advantage_cases() -> list[Case]:
+    plain = [
+        (_float64([-1.0, -0.5]), _float64([-2.0, -0.3]), _mask(2, T=2), 0.5),
+        (_float64([-1.0, -0.5, -3.0]), _float64([-2.0, -0.3, -1.0]), _mask(2, T=3), 0.5),
+        (_logps(2, 3, seed=1), _logps(2, 3, seed=2), _mask(1, 3, T=3), 2.0),
+        (_logps(3, 4, seed=3), _logps(3, 4, seed=4), _mask(4, 2, 3, T=4), 0.7),
+        (_logps(2, 5, seed=5).float(), _logps(2, 5, seed=6).float(), _mask(5, 4, T=5), 0.1),
+    ]
+    nothing = _float64([-1.0, -torch.inf, -torch.inf])
+    corners = [
+        (nothing, _float64([-2.0, -torch.inf, -torch.inf]), _mask(1, T=3), 0.5),  # padded by −inf
+        (_float64([-1.0, 0.0]), _float64([-1.5, -torch.inf]), _mask(1, T=2), 0.5),
+        (_float64([-900.0, -0.1]), _float64([-0.1, -900.0]), _mask(2, T=2), 0.5),
+        (_float64([-1.0, -2.0]), _float64([-1.0, -2.0]), _mask(2, T=2), 0.5),  # the reference
+        (_logps(2, 2, seed=7), _logps(2, 2, seed=8), _mask(0, 2, T=2), 0.5),  # an empty row
+    ]
+    return make_cases(("policy_logps", "ref_logps", "mask", "beta"), plain, corners)
+
+
+_TOKEN_ADVANTAGE = Exercise(
+    name="token_advantage",
+    notebook="10",
+    hints=(
+        "One number for each token, so nothing is summed: [B, T] in, [B, T] out.",
+        "A ratio of probabilities is a difference of log-probabilities.",
+        "Whatever stands behind the mask, the result there is 0: fill, do not multiply.",
+    ),
+    solution=token_advantage,
+    cases=_advantage_cases,
+    mistakes=(
+        Mistake(
+            "mask forgotten",
+            "What stands after the end of a response is counted. Where does the mask come in?",
+            lambda policy, ref, mask, beta: beta * (policy - ref),
+        ),
+        Mistake(
+            "beta forgotten",
+            "Your result does not depend on β. What turns nats into units of reward?",
+            lambda policy, ref, mask, beta: token_advantage(policy, ref, mask, 1.0),
+        ),
+        Mistake(
+            "divided by beta",
+            "With a small β, a reward of one logit moves the policy far. So how much reward does "
+            "a given log-ratio stand for?",
+            lambda policy, ref, mask, beta: token_advantage(policy, ref, mask, 1 / beta),
+        ),
+        Mistake(
+            "sign",
+            "A word that the policy says more often than the reference should count as praised.",
+            lambda policy, ref, mask, beta: token_advantage(ref, policy, mask, beta),
+        ),
+        Mistake(
+            "summed over tokens",
+            "This is the implicit reward of a whole response. Here every token has its own.",
+            lambda policy, ref, mask, beta: token_advantage(policy, ref, mask, beta).sum(1),
+        ),
+        Mistake(
+            "cumulative sums",
+            "Each entry contains those before it. What did this token add?",
+            lambda policy, ref, mask, beta: (
+                token_advantage(policy, ref, mask, beta).cumsum(1) * mask
+            ),
+        ),
+        Mistake(
+            "sums to the end",
+            "Each entry contains those after it. What did this token add?",
+            lambda policy, ref, mask, beta: (
+                token_advantage(policy, ref, mask, beta).flip(1).cumsum(1).flip(1) * mask
+            ),
+        ),
+        Mistake(
+            "difference of probabilities",
+            "These are differences of probabilities. The formula has a ratio, in logarithms.",
+            lambda policy, ref, mask, beta: token_advantage(policy.exp(), ref.exp(), mask, beta),
+        ),
+        Mistake(
+            "ratio without logarithm",
+            "This is the ratio itself: it is never negative. Where did the logarithm go?",
+            lambda policy, ref, mask, beta: beta * (policy - ref).exp().masked_fill(~mask, 0.0),
+        ),
+        Mistake(
+            "divided by the length",
+            "Long responses get less for each token here. The sum over the tokens should be the "
+            "response's implicit reward, not their mean.",
+            lambda policy, ref, mask, beta: (
+                token_advantage(policy, ref, mask, beta) / mask.sum(1, keepdim=True).clamp(min=1)
+            ),
+        ),
+        Mistake(
+            "NaN behind the mask",
+            "The numbers are right, but 0 · (−∞ + ∞) is NaN: multiplying by the mask lets "
+            "through what stands behind it. Fill these places instead.",
+            lambda policy, ref, mask, beta: beta * (policy - ref) * mask,
+        ),
+    ),
+)
+
+EXERCISES = (_SOFT_BACKUP, _TOKEN_ADVANTAGE)

@@ -1,0 +1,172 @@
+"""Policies and rewards over every response of a world, by one walk over its tree of words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from rlhf_toy.envs import TextWorld
+from rlhf_toy.models import Cache, PolicyModel, RewardModel, check_fits
+
+NODES_AT_ONCE = 1_000  # word strings whose continuations are scored at once: bounds the memory
+
+
+def unwrap(env: gym.Env) -> TextWorld:
+    """The world inside Gymnasium's wrappers.
+
+    Raises:
+        TypeError: it is none of this package's worlds.
+    """
+    world = env.unwrapped if isinstance(env, gym.Env) else env
+    if not isinstance(world, TextWorld):
+        raise TypeError(f"expected one of the rlhf_toy/ worlds, got {world!r}")
+    return world
+
+
+def n_states(world: TextWorld) -> int:
+    """S: every prompt with every string of fewer than T words, and one state for all that is over.
+
+    State x · P + i is prompt x with the i-th of P word strings (in the order of
+    `TextWorld.all_responses`); the last state is the end.
+    """
+    return world.n_prompts * int(world.level_starts[-1]) + 1
+
+
+def _tree(
+    model: PolicyModel | RewardModel, world: TextWorld, prompt: int
+) -> Iterator[tuple[Tensor, Cache]]:
+    """Walks down the tree of word strings after a prompt, a level at a time.
+
+    Yields for 0, 1 … T − 1 words: what the body makes of the last position [n, 1, n_embd], and the
+    KV cache, which the next level takes over. One prompt at a time bounds the memory.
+    """
+    words = torch.arange(world.n_words, device=model.device)
+    tokens, past = world.prompt_tokens(torch.tensor([[prompt]], device=model.device)), None
+    for level in range(world.max_length):
+        if level > 0:
+            tokens, past = _children(past, words)
+        hidden, past = model.body(tokens, past)
+        yield hidden, past
+
+
+def _children(past: Cache, tokens: Tensor) -> tuple[Tensor, Cache]:
+    """Each of n nodes followed by each of k tokens: the tokens [n · k, 1] and their KV cache."""
+    n, k = len(past[0][0]), len(tokens)
+    repeated = [tuple(t.repeat_interleave(k, dim=0) for t in block) for block in past]
+    return tokens.repeat(n)[:, None], repeated
+
+
+def state_logps(policy: PolicyModel, env: gym.Env) -> Tensor:
+    """log π(a|s) in every state of a world, by one walk over the tree of word strings (L4).
+
+    Each level of the tree is one batch, and takes the KV cache of the level above.
+
+    Args:
+        policy: the language model.
+        env: a world of this package.
+
+    Returns:
+        [S, A] float64 in the order of `n_states`; uniform in the last state, the end.
+
+    Raises:
+        TypeError: `env` is none of this package's worlds.
+        ValueError: the policy was made for another world.
+    """
+    world = unwrap(env)
+    check_fits(policy, world)
+    rows = []
+    with torch.inference_mode():
+        for prompt in range(world.n_prompts):
+            for hidden, _ in _tree(policy, world, prompt):
+                rows.append(policy.logits(hidden)[:, 0].double().log_softmax(-1))
+        rows.append(torch.full_like(rows[0][:1], 1 / world.n_actions).log())
+        logps = torch.cat(rows)
+    return logps.clone()
+
+
+def response_logps(policy: PolicyModel, env: gym.Env) -> Tensor:
+    """log π(y|x) of every response to every prompt, exactly (L4).
+
+    Args:
+        policy: the language model.
+        env: a deterministic world of this package.
+
+    Returns:
+        [X, Y] float64 in the order of `TextWorld.all_responses`; each row's probabilities sum to 1.
+
+    Raises:
+        TypeError: `env` is none of this package's worlds.
+        ValueError: the policy was made for another world, or the world slips: then a response's
+            probability is not the policy's alone, and `soft_policy_evaluation` is what measures it.
+    """
+    world = unwrap(env)
+    if not world.is_deterministic:
+        raise ValueError(
+            "in a world with stochastic transitions a response's probability is not the policy's "
+            "alone: measure the policy with soft_policy_evaluation() on tabular_mdp(env)"
+        )
+    tree = state_logps(policy, world)[:-1].view(world.n_prompts, -1, world.n_actions)
+    starts = world.level_starts.tolist()
+    so_far = torch.zeros(world.n_prompts, 1, dtype=torch.float64, device=tree.device)
+    columns = []
+    for level in range(world.max_length):
+        nodes = so_far[..., None] + tree[:, starts[level] : starts[level + 1]]
+        if world.end_token is not None:
+            columns.append(nodes[..., world.end_token])
+        so_far = nodes[..., : world.n_words].flatten(1)
+    return torch.cat([*columns, so_far], dim=1)
+
+
+def response_rewards(env: gym.Env) -> Tensor:
+    """True reward r(x, y) of every response to every prompt, [X, Y] float64.
+
+    The order is that of `response_logps`.
+
+    Raises:
+        TypeError: `env` is none of this package's worlds.
+    """
+    world = unwrap(env)
+    responses = world.all_responses
+    table = [
+        world.response_rewards(torch.full_like(responses[:, 0], prompt), responses)
+        for prompt in range(world.n_prompts)
+    ]
+    return torch.stack(table)
+
+
+def _scores_after(reward_model: RewardModel, past: Cache, tokens: Sequence[int]) -> Tensor:
+    """Rewards [n · k] of each of n nodes' word strings, followed by each of k last tokens."""
+    tokens = torch.tensor(tokens, device=reward_model.device)
+    scores = []
+    for start in range(0, len(past[0][0]), NODES_AT_ONCE):
+        nodes = slice(start, start + NODES_AT_ONCE)
+        some = [tuple(t[nodes] for t in block) for block in past]
+        hidden, _ = reward_model.body(*_children(some, tokens))
+        scores.append(reward_model.head(hidden)[:, 0, 0])
+    return torch.cat(scores)
+
+
+def response_scores(reward_model: RewardModel, env: gym.Env) -> Tensor:
+    """Learned reward r_φ(x, y) of every response to every prompt, [X, Y] float64 (L6).
+
+    One walk over the tree of word strings, as in `state_logps`; the order is that of
+    `response_logps`.
+
+    Raises:
+        TypeError: `env` is none of this package's worlds.
+        ValueError: the reward model was made for another world.
+    """
+    world = unwrap(env)
+    check_fits(reward_model, world)
+    scores = []
+    with torch.inference_mode():
+        for prompt in range(world.n_prompts):
+            for _, past in _tree(reward_model, world, prompt):
+                if world.end_token is not None:
+                    scores.append(_scores_after(reward_model, past, [world.end_token]))
+            scores.append(_scores_after(reward_model, past, range(world.n_words)))
+        table = torch.cat(scores).view(world.n_prompts, -1).double()
+    return table.clone()

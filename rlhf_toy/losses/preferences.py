@@ -1,0 +1,170 @@
+"""Losses on pairs of responses: Bradley–Terry, and the DPO family."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlhf_toy.losses.policy import _check_beta, _same_shape
+
+
+def preference_probability(first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
+    """P(first ≻ second) = σ(r(first) − r(second)), Bradley & Terry 1952 (L7): [B], [B] → [B].
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    _same_shape(first_rewards=first_rewards, second_rewards=second_rewards)
+    return torch.sigmoid(first_rewards - second_rewards)
+
+
+def bradley_terry_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
+    """−mean log σ(r̂(chosen) − r̂(rejected)), the reward model's loss (L9; Christiano et al. 2017).
+
+    Args:
+        chosen_rewards: [B] rewards of the preferred responses, in logits.
+        rejected_rewards: [B] rewards of the others.
+
+    Returns:
+        scalar, in nats; log 2 where the model cannot tell the two apart.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    _same_shape(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    return -F.logsigmoid(chosen_rewards - rejected_rewards).mean()
+
+
+def preference_accuracy(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
+    """The share of pairs whose chosen response has the higher reward; a tie counts half.
+
+    Args:
+        chosen_rewards: [B]; rejected_rewards: [B].
+
+    Returns:
+        scalar in [0, 1].
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    _same_shape(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    return ((chosen_rewards - rejected_rewards).sign() / 2 + 0.5).mean()
+
+
+def implicit_reward(policy_logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
+    """β log π(y|x)/π_ref(y|x): the reward that a policy is optimal for, up to c(x) (L20).
+
+    Args:
+        policy_logps: [...] log π(y|x), summed over tokens.
+        ref_logps: [...] log π_ref(y|x).
+        beta: KL weight.
+
+    Returns:
+        [...] in logits.
+
+    Raises:
+        ValueError: shapes differ, or β is not a finite number above 0.
+    """
+    _same_shape(policy_logps=policy_logps, ref_logps=ref_logps)
+    _check_beta(beta)
+    return beta * (policy_logps - ref_logps)
+
+
+def dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+) -> Tensor:
+    """−mean log σ(β log-ratio of the chosen − β log-ratio of the rejected) (L23).
+
+    The Bradley–Terry loss of the implicit rewards; Rafailov et al. 2023, equation 7.
+
+    Args:
+        policy_chosen_logps: [B] log π_θ(y|x) of the preferred responses, summed over tokens.
+        policy_rejected_logps: [B] of the others.
+        ref_chosen_logps: [B] the same under π_ref.
+        ref_rejected_logps: [B].
+        beta: KL weight.
+
+    Returns:
+        scalar, in nats; log 2 at the reference.
+
+    Raises:
+        ValueError: shapes differ, or β is not a finite number above 0.
+    """
+    return bradley_terry_loss(
+        implicit_reward(policy_chosen_logps, ref_chosen_logps, beta),
+        implicit_reward(policy_rejected_logps, ref_rejected_logps, beta),
+    )
+
+
+def ipo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+) -> Tensor:
+    """mean (h − 1/(2β))², h the log-ratio of the chosen − that of the rejected (Azar et al. 2023).
+
+    Asks for one margin between the log-ratios, where DPO asks for ever more. Sums over tokens, as
+    in the paper, whose τ is β here.
+
+    Args:
+        policy_chosen_logps: [B] log π_θ(y|x) of the preferred responses, summed over tokens.
+        policy_rejected_logps: [B] of the others.
+        ref_chosen_logps: [B] the same under π_ref.
+        ref_rejected_logps: [B].
+        beta: KL weight.
+
+    Returns:
+        scalar; 1/(4β²) at the reference.
+
+    Raises:
+        ValueError: shapes differ, or β is not a finite number above 0.
+    """
+    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
+    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
+    _same_shape(chosen_logps=chosen, rejected_logps=rejected)
+    return (((chosen - rejected) / beta - 1 / (2 * beta)) ** 2).mean()
+
+
+def cdpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+    label_smoothing: float,
+) -> Tensor:
+    """Conservative DPO: −mean ((1 − ε) log σ(m) + ε log σ(−m)), m the implicit margin.
+
+    DPO for labels of which a share ε is taken to be wrong (Mitchell 2023). The loss is lowest at
+    the finite margin m = log((1 − ε)/ε).
+
+    Args:
+        policy_chosen_logps: [B] log π_θ(y|x) of the preferred responses, summed over tokens.
+        policy_rejected_logps: [B] of the others.
+        ref_chosen_logps: [B] the same under π_ref.
+        ref_rejected_logps: [B].
+        beta: KL weight.
+        label_smoothing: ε; 0 gives `dpo_loss`.
+
+    Returns:
+        scalar, in nats; log 2 at the reference.
+
+    Raises:
+        ValueError: shapes differ, β is not a finite number above 0, or ε is outside [0, 1/2).
+    """
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 1/2), got {label_smoothing}")
+    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
+    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
+    as_said = bradley_terry_loss(chosen, rejected)
+    if label_smoothing == 0:  # 0 · ∞ at an infinite margin would be NaN
+        return as_said
+    turned_round = bradley_terry_loss(rejected, chosen)
+    return (1 - label_smoothing) * as_said + label_smoothing * turned_round
