@@ -259,3 +259,15 @@ class TextWorld(gym.Env):
 
     def _observation(self) -> dict[str, Any]:
         return {"prompt": np.int64(self._prompt), "response": self._response.numpy().copy()}
+
+
+def unwrap(env: gym.Env) -> TextWorld:
+    """The world inside Gymnasium's wrappers.
+
+    Raises:
+        TypeError: it is none of this package's worlds.
+    """
+    world = env.unwrapped if isinstance(env, gym.Env) else env
+    if not isinstance(world, TextWorld):
+        raise TypeError(f"expected one of the rlhf_toy/ worlds, got {world!r}")
+    return world

@@ -23,7 +23,6 @@ from rlhf_toy.exact.enumeration import (
     response_rewards,
     response_scores,
     state_logps,
-    unwrap,
 )
 from rlhf_toy.exact.population import (
     Episodes,
@@ -63,5 +62,4 @@ __all__ = [
     "soft_value_iteration",
     "state_logps",
     "tabular_mdp",
-    "unwrap",
 ]

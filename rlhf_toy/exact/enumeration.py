@@ -8,22 +8,10 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rlhf_toy.envs import TextWorld
+from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.models import Cache, PolicyModel, RewardModel, check_fits
 
 NODES_AT_ONCE = 1_000  # word strings whose continuations are scored at once: bounds the memory
-
-
-def unwrap(env: gym.Env) -> TextWorld:
-    """The world inside Gymnasium's wrappers.
-
-    Raises:
-        TypeError: it is none of this package's worlds.
-    """
-    world = env.unwrapped if isinstance(env, gym.Env) else env
-    if not isinstance(world, TextWorld):
-        raise TypeError(f"expected one of the rlhf_toy/ worlds, got {world!r}")
-    return world
 
 
 def n_states(world: TextWorld) -> int:

@@ -18,9 +18,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from rlhf_toy.envs import SlipperyWordMDP, TextWorld
+from rlhf_toy.envs import SlipperyWordMDP, TextWorld, unwrap
 from rlhf_toy.exact.dynamic_programming import tabular_mdp
-from rlhf_toy.exact.enumeration import unwrap
 
 GRADIENT_AT_MOST = 1e-6  # largest entry at which an optimum counts as found
 RETURN_DIGITS = 9  # returns that agree to so many digits after the point are one

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import gymnasium as gym
 from torch import Tensor
 
+from rlhf_toy.envs import unwrap
 from rlhf_toy.exact.bandit import expected_reward, kl_divergence, log_partition
-from rlhf_toy.exact.enumeration import response_logps, response_rewards, unwrap
+from rlhf_toy.exact.enumeration import response_logps, response_rewards
 from rlhf_toy.models import PolicyModel
 
 

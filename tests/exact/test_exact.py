@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.testing import assert_close
 
-from rlhf_toy import exact
 from rlhf_toy.envs import SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import (
     Yardstick,

@@ -34,8 +34,7 @@ from rlhf_toy.course.widgets.taste import (
     response_features,
     taste_words,
 )
-from rlhf_toy.envs import WordMDP
-from rlhf_toy.exact import unwrap
+from rlhf_toy.envs import WordMDP, unwrap
 from rlhf_toy.files import atomic_file
 from rlhf_toy.models import PolicyModel, check_fits, sample
 from rlhf_toy.preferences import PreferenceDataset

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlhf_toy.course.widgets.parts import InteractiveCell, picture, png, say, words
-from rlhf_toy.envs import TextWorld
-from rlhf_toy.exact import n_states, unwrap
+from rlhf_toy.envs import TextWorld, unwrap
+from rlhf_toy.exact import n_states
 from rlhf_toy.models import PolicyModel, RewardModel, check_fits
 from rlhf_toy.plots import COLOURS
 
