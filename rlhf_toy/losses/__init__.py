@@ -5,6 +5,7 @@ positions never affect values or gradients, even if they hold inf or NaN.
 """
 
 from rlhf_toy.losses.policy import (
+    aggregate_loss,
     approx_kl,
     gae,
     masked_mean,
@@ -13,6 +14,7 @@ from rlhf_toy.losses.policy import (
     token_logps,
     token_rewards,
     value_loss,
+    weighted_mean,
     whiten,
 )
 from rlhf_toy.losses.preferences import (
@@ -26,6 +28,7 @@ from rlhf_toy.losses.preferences import (
 )
 
 __all__ = [
+    "aggregate_loss",
     "approx_kl",
     "bradley_terry_loss",
     "cdpo_loss",
@@ -41,5 +44,6 @@ __all__ = [
     "token_logps",
     "token_rewards",
     "value_loss",
+    "weighted_mean",
     "whiten",
 ]
