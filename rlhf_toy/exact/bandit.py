@@ -7,6 +7,15 @@ from torch import Tensor
 
 from rlhf_toy.checks import check_positive
 
+__all__ = [
+    "expected_reward",
+    "gibbs_policy",
+    "kl_divergence",
+    "lagrange_multiplier",
+    "log_partition",
+    "objective",
+]
+
 
 def _check_shapes(**tensors: Tensor) -> None:
     """Raises a ValueError unless all have the same last dimension and can be broadcast."""

@@ -21,6 +21,16 @@ from torch import Tensor
 from rlhf_toy.envs import SlipperyWordMDP, TextWorld, unwrap
 from rlhf_toy.exact.dynamic_programming import tabular_mdp
 
+__all__ = [
+    "Episodes",
+    "enumerate_episodes",
+    "implicit_rewards",
+    "outcome_rewards",
+    "population_dpo",
+    "population_loss",
+    "population_rewards",
+]
+
 GRADIENT_AT_MOST = 1e-6  # largest entry at which an optimum counts as found
 RETURN_DIGITS = 9  # returns that agree to so many digits after the point are one
 
