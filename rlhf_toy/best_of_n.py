@@ -13,11 +13,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_count, check_distribution, check_finite, check_shapes
-from rlhf_toy.envs import TextWorld
+from rlhf_toy.checks import (
+    check_count,
+    check_distribution,
+    check_finite,
+    check_shapes,
+    check_tensors,
+    check_type,
+)
+from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
-from rlhf_toy.models import PolicyModel, sample
-from rlhf_toy.training import History, Run, check_settings, digest, make_generator, pick_device
+from rlhf_toy.models import Policy, sample
+from rlhf_toy.training import (
+    History,
+    Metrics,
+    State,
+    check_settings,
+    make_checkpoint,
+    make_generator,
+    pick_device,
+    run_steps,
+)
 
 
 def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
@@ -98,72 +114,103 @@ class BestOfNSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, ("samples",), ("beta",))
+        check_type("ns", self.ns, tuple, "a tuple of integers")
         if not self.ns:
             raise ValueError("ns must name at least one n")
         for n in self.ns:
             check_count("every n", n)
 
 
+def best_of_n_iteration(
+    state: State,
+    world: TextWorld,
+    reference: Policy,
+    scores: Tensor,
+    yardstick: Yardstick,
+    settings: BestOfNSettings,
+) -> Metrics:
+    """Try the next n: draw groups of responses, keep the best, and measure; see `run_best_of_n`."""
+    n = settings.ns[state.step]
+    prompts = world.sample_prompts(settings.samples, state.generator)
+    draws = sample(reference, world, prompts.repeat_interleave(n), state.generator).responses
+    groups = draws.view(settings.samples, n, -1)
+    index = world.response_index(draws).cpu().view(settings.samples, n)
+    best = pick_best_of_n(groups, scores[prompts.cpu()[:, None], index].to(draws.device))
+    best_scores = scores[prompts.cpu(), world.response_index(best).cpu()]
+    state.step += 1
+    logps = best_of_n_logps(yardstick.ref_logps, scores, n)
+    return {
+        "n": n,
+        "exact/scores": expected_reward(logps, scores).mean(),
+        "objective/scores": best_scores.mean(),
+        "kl_bound": best_of_n_kl_bound(n),
+        **yardstick.metrics(logps),
+    }
+
+
 def run_best_of_n(
     world: TextWorld,
-    reference: PolicyModel,
+    reference: Policy,
     scores: Tensor,
     settings: BestOfNSettings = BestOfNSettings(),
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> tuple[Tensor, History]:
-    """Tries best-of-n for several n and keeps the one that the scores themselves like best.
+    """Try best-of-n for several n and keep the n that the scores themselves like best.
 
-    n is chosen by E[score] − β KL(best-of-n ‖ π_ref), without a look at the true reward.
+    n is chosen by E[score] − β KL(best-of-n ‖ π_ref), without looking at the true reward.
 
     Args:
         world: a deterministic world.
-        reference: π_ref, which draws.
+        reference: π_ref, which draws: a GPT or a table.
         scores: [X, Y] by which the best is picked: `exact.response_scores` of a reward model, or
             the true `exact.response_rewards`.
         settings: see `BestOfNSettings`.
         seed: of the draws.
         device: None picks CUDA where there is one.
-        checkpoint: a file to save to and to go on from.
+        checkpoint: a file to save to and to resume from.
 
     Returns:
-        log-probabilities [X, Y] of the policy that was chosen, and a history by n. Exact:
-        `exact/reward` (true), `exact/scores`, `exact/kl`, `exact/objective`, `exact/gap`;
-        `kl_bound` (see `best_of_n_kl_bound`); estimated on the draws: `objective/scores`.
+        log-probabilities [X, Y] of the policy that was chosen, and a history by step, one for each
+        n. Exact: `exact/reward` (true), `exact/scores`, `exact/kl`, `exact/objective`, `exact/gap`;
+        `n`; `kl_bound` (see `best_of_n_kl_bound`); estimated on the draws: `objective/scores`.
 
     Raises:
-        ValueError: bad settings, seed, device, world, or a checkpoint of another run.
+        TypeError, ValueError: bad settings, seed, device, world, scores, or a checkpoint of another
+            run.
     """
+    world = unwrap(world)
+    check_type("settings", settings, BestOfNSettings, "BestOfNSettings")
+    check_tensors(scores=scores)
     device = pick_device(device)
     generator = make_generator(seed, device)
     reference = copy.deepcopy(reference).to(device)
     scores = scores.cpu()
     yardstick = Yardstick(world, reference, settings.beta)
-    history = History()
-    inputs = digest(reference, scores)
-    run = Run("best of n", settings, seed, inputs, {}, generator, history, checkpoint)
-
-    shown = {"exact/scores": "score", "objective/scores": "estimated", "exact/kl": "kl"}
-    for i in run.steps(len(settings.ns), shown):
-        n = settings.ns[i]
-        logps = best_of_n_logps(yardstick.ref_logps, scores, n)
-        prompts = world.sample_prompts(settings.samples, generator)
-        draws = sample(reference, world, prompts.repeat_interleave(n), generator).responses
-        groups = draws.view(settings.samples, n, -1)
-        index = world.response_index(draws).cpu().view(settings.samples, n)
-        best = pick_best_of_n(groups, scores[prompts.cpu()[:, None], index].to(device))
-        best_scores = scores[prompts.cpu(), world.response_index(best).cpu()]
-        metrics = {
-            "exact/scores": expected_reward(logps, scores).mean(),
-            "objective/scores": best_scores.mean(),
-            "kl_bound": best_of_n_kl_bound(n),
-            **yardstick.metrics(logps),
-        }
-        history.record(n, metrics)
-
-    ns, liked = history.series("exact/scores")
-    _, kls = history.series("exact/kl")
+    best_of_n_logps(yardstick.ref_logps, scores, 1)  # raises where the scores do not fit
+    state = State(generator, 0)
+    history = run_steps(
+        "best of n",
+        state,
+        lambda: best_of_n_iteration(state, world, reference, scores, yardstick, settings),
+        len(settings.ns),
+        shown_metrics={
+            "exact/scores": "score",
+            "objective/scores": "estimated",
+            "exact/kl": "kl",
+        },
+        checkpoint=make_checkpoint(
+            checkpoint,
+            "best of n",
+            settings,
+            seed,
+            world=world.fingerprint,
+            reference=reference,
+            scores=scores,
+        ),
+    )
+    liked, kls = history.series("exact/scores")[1], history.series("exact/kl")[1]
     objectives = [score - settings.beta * kl for score, kl in zip(liked, kls, strict=True)]
-    n = ns[objectives.index(max(objectives))]
+    n = settings.ns[objectives.index(max(objectives))]
     return best_of_n_logps(yardstick.ref_logps, scores, n), history

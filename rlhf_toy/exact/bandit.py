@@ -7,6 +7,15 @@ from torch import Tensor
 
 from rlhf_toy.checks import check_last_dimension, check_positive
 
+__all__ = [
+    "expected_reward",
+    "gibbs_policy",
+    "kl_divergence",
+    "lagrange_multiplier",
+    "log_partition",
+    "objective",
+]
+
 
 def kl_divergence(logp: Tensor, logq: Tensor) -> Tensor:
     """Return KL(p ‖ q) = Σ_y p(y) (log p(y) − log q(y)) in nats.

@@ -12,6 +12,12 @@ from rlhf_toy.envs import SlipperyWordMDP, TextWorld
 from rlhf_toy.exact.bandit import gibbs_policy, log_partition, objective
 from rlhf_toy.exact.enumeration import n_states, response_rewards
 
+__all__ = [
+    "soft_policy_evaluation",
+    "soft_value_iteration",
+    "tabular_mdp",
+]
+
 
 def tabular_mdp(env: gym.Env) -> tuple[Tensor, Tensor, Tensor]:
     """Return an environment as tables: where each action leads, how likely, and what it earns.

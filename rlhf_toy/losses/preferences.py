@@ -5,12 +5,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_toy.checks import check_number, check_positive, check_same_shape
 from rlhf_toy.losses.policy import weighted_mean
+
+__all__ = [
+    "PairLogps",
+    "bradley_terry_loss",
+    "cdpo_loss",
+    "dpo_loss",
+    "implicit_reward",
+    "ipo_loss",
+    "preference_accuracy",
+    "preference_probability",
+]
 
 
 def preference_probability(first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
@@ -81,6 +94,38 @@ def implicit_reward(policy_logps: Tensor, ref_logps: Tensor, beta: float) -> Ten
     check_same_shape(policy_logps=policy_logps, ref_logps=ref_logps)
     check_positive(beta=beta)
     return beta * (policy_logps - ref_logps)
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """What a preference loss is a function of, for B pairs: log-probabilities in nats, and lengths.
+
+    Log-probabilities are of whole responses, summed over their tokens.
+    """
+
+    policy_chosen_logps: Tensor  # [B] log π_θ(y|x) of the preferred responses
+    policy_rejected_logps: Tensor  # [B] of the others
+    ref_chosen_logps: Tensor  # [B] the same under π_ref
+    ref_rejected_logps: Tensor  # [B]
+    chosen_lengths: Tensor  # [B] tokens, the end token included
+    rejected_lengths: Tensor  # [B]
+
+    @property
+    def logps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four log-probabilities, in the order in which the losses take them."""
+        return (
+            self.policy_chosen_logps,
+            self.policy_rejected_logps,
+            self.ref_chosen_logps,
+            self.ref_rejected_logps,
+        )
+
+    def implicit_rewards(self, beta: float) -> tuple[Tensor, Tensor]:
+        """The implicit rewards [B] of the chosen and of the rejected responses, in logits."""
+        return (
+            implicit_reward(self.policy_chosen_logps, self.ref_chosen_logps, beta),
+            implicit_reward(self.policy_rejected_logps, self.ref_rejected_logps, beta),
+        )
 
 
 def dpo_loss(
