@@ -1,6 +1,6 @@
-"""The policy without training: draw n responses from the reference, keep the best (L15).
+"""A policy without training: draw n responses from the reference and keep the best.
 
-Its distribution is known exactly, so that every estimate here stands beside its exact value.
+Its distribution is known exactly, so every estimate here comes with its exact value.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_count, check_tensors, check_type
+from rlhf_toy.checks import (
+    check_count,
+    check_distribution,
+    check_finite,
+    check_shapes,
+    check_tensors,
+    check_type,
+)
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
 from rlhf_toy.models import Policy, sample
@@ -30,7 +37,7 @@ from rlhf_toy.training import (
 
 
 def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
-    """The response with the highest score of each group of n; the first of those that tie.
+    """Return the highest-scoring response of each group of n; the first one if several tie.
 
     Args:
         responses: [B, n, T] token ids.
@@ -40,46 +47,45 @@ def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
         [B, T].
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: an argument that is not a tensor.
+        ValueError: shapes that do not fit, or scores that are not finite.
     """
-    if responses.dim() != 3 or scores.shape != responses.shape[:2]:
-        raise ValueError(
-            "responses must be [B, n, T] and scores [B, n], got "
-            f"{list(responses.shape)} and {list(scores.shape)}"
-        )
+    check_shapes(responses=(responses, "BnT"), scores=(scores, "Bn"))
+    check_finite(scores=scores)
     rows = torch.arange(len(responses), device=responses.device)
     return responses[rows, scores.argmax(1)]
 
 
 def best_of_n_logps(ref_logps: Tensor, scores: Tensor, n: int) -> Tensor:
-    """The exact law of best-of-n: p(y) = F(y)^n − F(y⁻)^n, F the law of the score under π_ref.
+    """Return the exact distribution of best-of-n: p(y) = F(y)^n − F(y⁻)^n.
 
-    Responses that tie share the probability of their score as π_ref does.
+    F is the cumulative distribution of the score under π_ref. Responses that tie share the
+    probability of their score as under π_ref.
 
     Args:
         ref_logps: [X, Y] log π_ref(y|x), each row a distribution.
-        scores: [X, Y] by which the best is picked.
+        scores: [X, Y] by which the best is picked; only their order matters.
         n: number of draws.
 
     Returns:
         [X, Y] log-probabilities; −inf where π_ref has no mass.
 
     Raises:
-        ValueError: shapes differ, or n is no whole number of at least 1.
+        TypeError: an argument of the wrong kind.
+        ValueError: shapes that differ, a reference that does not sum to 1, scores that are not
+            finite, or an n below 1.
     """
     check_count("n", n)
-    if ref_logps.shape != scores.shape or ref_logps.dim() != 2:
-        raise ValueError(
-            "ref_logps and scores must both be [X, Y], got "
-            f"{list(ref_logps.shape)} and {list(scores.shape)}"
-        )
+    check_shapes(ref_logps=(ref_logps, "XY"), scores=(scores, "XY"))
+    check_distribution("ref_logps", ref_logps)
+    check_finite(scores=scores)
     rows = []
     for logps, score in zip(ref_logps.double(), scores, strict=True):
         _, level = score.unique(return_inverse=True)  # ranks, equal where scores tie
         mass = logps.new_zeros(int(level.max()) + 1).scatter_add(0, level, logps.exp())
         below = (mass.cumsum(0) - mass).clamp(0, 1)
-        # With q = 1 − F⁻/F this is F^n (1 − (1 − q)^n), of which mass = F q is π_ref's own part;
-        # written so that nothing is lost where q is tiny.
+        # With q = 1 − F⁻/F the probability is F^n (1 − (1 − q)^n), and π_ref's is mass = F q. Their
+        # ratio is computed with log1p and expm1, which stay accurate where q is tiny.
         upto = (below + mass).clamp(max=1)
         q = mass / upto
         lift = torch.where(q > 0, -torch.expm1(n * torch.log1p(-q)) / q, float(n))
@@ -89,10 +95,10 @@ def best_of_n_logps(ref_logps: Tensor, scores: Tensor, n: int) -> Tensor:
 
 
 def best_of_n_kl_bound(n: int) -> float:
-    """log n − (n − 1)/n, an upper bound on KL(best-of-n ‖ π_ref) in nats (Beirami et al. 2024).
+    """Return log n − (n − 1)/n, an upper bound on KL(best-of-n ‖ π_ref) in nats.
 
-    Raises:
-        ValueError: n is no whole number of at least 1.
+    Source: Beirami et al. 2024. Raises a TypeError or ValueError if n is not an integer of at
+    least 1.
     """
     check_count("n", n)
     return math.log(n) - (n - 1) / n
@@ -112,7 +118,7 @@ class BestOfNSettings:
         if not self.ns:
             raise ValueError("ns must name at least one n")
         for n in self.ns:
-            check_count("n", n)
+            check_count("every n", n)
 
 
 def best_of_n_iteration(
