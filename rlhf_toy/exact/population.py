@@ -71,7 +71,7 @@ def outcome_rewards(env: gym.Env) -> Tensor:
     if not isinstance(unwrap(env), SlipperyWordMDP):
         return expected[..., None]
     # An outcome is the token that was written, and it alone decides what is earned.
-    _, _, written = tabular_mdp(SlipperyWordMDP(0.0, inner.max_length))
+    _, _, written = tabular_mdp(SlipperyWordMDP(0.0, inner.world_spec, inner.max_length))
     return written[:, None].expand(successors.shape)
 
 
