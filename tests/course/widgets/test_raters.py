@@ -156,17 +156,17 @@ def test_the_words_have_the_numbers_of_the_contest():
         assert 0 <= share <= 100
 
 
-def test_nobody_ahead_is_said():
+def test_it_is_said_when_neither_is_ahead():
     cell = RatersAndScales()
     cell.population.value = "one scale, very noisy"
-    said = {"nobody is ahead" in cell.line.value}
+    said = {"neither is ahead" in cell.line.value}
     for judgements in cell.judgements.options:
         cell.judgements.value = judgements
-        said.add("nobody is ahead" in cell.line.value)
+        said.add("neither is ahead" in cell.line.value)
         _, low, high = mean_interval(
             cell.contest.pairs_right[COMPARISONS] - cell.contest.pairs_right[RATINGS]
         )
-        assert ("nobody is ahead" in cell.line.value) == (low <= 0 <= high)
+        assert ("neither is ahead" in cell.line.value) == (low <= 0 <= high)
     assert said == {True, False}
 
 
@@ -240,9 +240,16 @@ def test_every_control_has_a_description():
         ({"rewards": {"a": 1, "b": 2}}, ValueError, "3 to 7 different"),
         ({"rewards": {"a": 1, "b": 1, "c": 2}}, ValueError, "3 to 7 different"),
         ({"rewards": {"a": 1, "b": float("inf"), "c": 2}}, ValueError, "finite"),
-        ({"population": "nobody"}, ValueError, "must be one of"),
+        ({"population": "nobody"}, ValueError, "population must be one of"),
     ],
 )
 def test_bad_arguments_are_refused_in_words(given, error, message):
     with pytest.raises(error, match=message):
         RatersAndScales(**given)
+
+
+def test_a_contest_needs_scales_and_judgements_that_can_be_shared():
+    with pytest.raises(TypeError, match="scales must be a Scales"):
+        run_contest("own scales", REWARDS, 30)
+    with pytest.raises(ValueError, match=r"judgements must be one of \[30, 60, 120, 240\], got 31"):
+        run_contest(Scales(), REWARDS, 31)
