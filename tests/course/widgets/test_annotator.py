@@ -40,7 +40,7 @@ def quick(monkeypatch, request):
 
 @pytest.fixture
 def whole():
-    """Whoever asks for this gets the cell with nothing left out."""
+    """Tests that ask for this get the cell with nothing left out."""
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_twenty_answers_survive_a_restart_and_can_be_undone(path):
     again = HumanAnnotator(WORLD, path=path)
     assert "20 answers are in it" in again.news.value and not again.undo.disabled
     np.testing.assert_allclose(again.taste.weights, cell.taste.weights, atol=1e-6)
-    assert again.pair == cell.pair  # goes on with the pair that was being shown
+    assert again.pair == cell.pair  # continues with the pair that was shown
     last = cell.answers[-1].pair
     again.undo.click()
     assert again.pair.key == last.key and len(again.answers) == 19

@@ -14,7 +14,7 @@ REFERENCE = PolicyModel(
     GPTConfig.for_world(WordMDP(max_length=1), n_layer=1, n_head=1, n_embd=8), make_generator(0)
 )
 SETTINGS = DPOSettings(steps=4)
-PATIENCE = 20  # seconds until a thread that does not end fails its test
+PATIENCE = 20  # seconds after which a thread that has not ended fails its test
 
 
 class Counter:

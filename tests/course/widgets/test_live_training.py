@@ -29,7 +29,7 @@ REFERENCE = PolicyModel(
 PAIRS = collect_preferences(REFERENCE, WORLD, BradleyTerryAnnotator(), 300, make_generator(4))
 PPO = PPOSettings(iterations=12, batch_size=32, num_mini_batches=4, measure_every=4)
 DPO = DPOSettings(steps=12, batch_size=32, measure_every=4)
-PATIENCE = 60  # seconds until a thread that does not end fails its test
+PATIENCE = 60  # seconds after which a thread that has not ended fails its test
 
 
 def ppo(settings=PPO, **options):
@@ -47,7 +47,7 @@ CELLS = {"PPO": ppo, "DPO": dpo}
 
 @cache
 def straight(name):
-    """Policy and history of the trainer's own run, which nobody halts."""
+    """Policy and history of the trainer's own run, which is never halted."""
     quiet = {"device": "cpu", "watch": lambda *_: None}
     if name == "PPO":
         return train_ppo(WORLD, REFERENCE, WORLD.response_rewards, PPO, **quiet)
@@ -73,7 +73,7 @@ def nothing_is_printed_and_no_thread_is_left(capfd):
 
 
 class Held:
-    """A reward that waits at a gate, so that a test decides when a step ends."""
+    """A reward that waits at a gate: the test decides when a step ends."""
 
     def __init__(self):
         self.gate, self.arrived = threading.Event(), threading.Event()
@@ -116,7 +116,7 @@ def test_a_run_from_start_to_done_is_the_trainers_run(name):
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("button", ["pause", "stop"])
-def test_a_halted_run_goes_on_bit_for_bit(name, button):
+def test_a_halted_run_resumes_bit_for_bit(name, button):
     cell = CELLS[name]()
     cell.start.click()
     halts = 0
@@ -130,7 +130,7 @@ def test_a_halted_run_goes_on_bit_for_bit(name, button):
             assert "Resume" in can_be_pressed(cell)
             cell.resume.click()
     policy, history = straight(name)
-    assert halts >= 3  # now and then a thread is quicker than two clicks
+    assert halts >= 3  # sometimes a thread is faster than two clicks
     assert digest(cell.policy) == digest(policy)
     assert cell.history.rows == history.rows
 
@@ -182,7 +182,7 @@ def test_policy_and_history_so_far_can_be_used_while_paused(held):
     assert digest(kept) == now, "it is a copy, which training leaves alone"
 
 
-def test_the_notebook_goes_on_while_a_run_waits_for_its_step(held):
+def test_the_notebook_continues_while_a_run_waits_for_its_step(held):
     cell, reward = held
     cell.start.click()
     assert reward.arrived.wait(PATIENCE)
