@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_toy.checks import check_choice, check_number, check_positive, check_type, shown
+from rlhf_toy.checks import check_choice, check_number, check_positive, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import (
@@ -33,6 +33,7 @@ from rlhf_toy.training import (
     Reward,
     State,
     Watch,
+    check_scores,
     check_settings,
     linear_decay,
     make_checkpoint,
@@ -240,21 +241,6 @@ def ppo_iteration(
         "val/ratio_first": updates[0]["val/ratio"],
         **{name: torch.stack([u[name] for u in updates]).mean() for name in updates[0]},
     }
-
-
-def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Return rewards [B] as float32; raise unless there is one finite number for each response."""
-    if not isinstance(scores, Tensor) or scores.shape != prompts.shape:
-        raise ValueError(
-            f"the reward function must return one number for each of {len(prompts)} responses, "
-            f"a tensor [{len(prompts)}], got {shown(scores)}"
-        )
-    if not scores.isfinite().all():
-        raise ValueError(
-            "the reward function returned NaN or inf; training stops here, and a checkpoint keeps "
-            "the last state that was saved"
-        )
-    return scores.float()
 
 
 def train_ppo(

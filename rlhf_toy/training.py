@@ -223,6 +223,21 @@ def digest(*values: Any) -> str:
     return sha.hexdigest()[:16]
 
 
+def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Return rewards [B] as float32; raise unless there is one finite number for each response."""
+    if not isinstance(scores, Tensor) or scores.shape != prompts.shape:
+        raise ValueError(
+            f"the reward function must return one number for each of {len(prompts)} responses, "
+            f"a tensor [{len(prompts)}], got {shown(scores)}"
+        )
+    if not scores.isfinite().all():
+        raise ValueError(
+            "the reward function returned NaN or inf; training stops here, and a checkpoint keeps "
+            "the last state that was saved"
+        )
+    return scores.float()
+
+
 def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str:
     """Return a fingerprint of a reward: a model's weights, or a function's values.
 
@@ -234,9 +249,10 @@ def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str
     generator = make_generator(0)
     tokens = torch.randint(world.n_actions, (PROBES, world.max_length), generator=generator)
     prompts, fluent = world.sample_corpus(PROBES, generator)
+    prompts = prompts.repeat(2).to(device)
     responses = torch.cat([world.pad(tokens), fluent]).to(device)
     with torch.no_grad():
-        return digest(reward(prompts.repeat(2).to(device), responses))
+        return digest(check_scores(reward(prompts, responses), prompts))
 
 
 @dataclass

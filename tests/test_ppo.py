@@ -19,13 +19,12 @@ from rlhf_toy.models import GPTConfig, PolicyModel, RewardModel, Rollout, ValueM
 from rlhf_toy.ppo import (
     PPOSettings,
     PPOState,
-    check_scores,
     make_experience,
     ppo_iteration,
     ppo_loss,
     train_ppo,
 )
-from rlhf_toy.training import make_generator
+from rlhf_toy.training import check_scores, make_generator
 
 BETA = 0.4
 # Summed over tokens, not whitened, undiscounted: the setting in which PPO's first step is ∇J.
