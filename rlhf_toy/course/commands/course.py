@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Only a folder with this file in it was made here and may be replaced.
 MARKER = ".rlhf_toy_course"
 
+LONGEST_TIMEOUT = 10**6  # seconds
+
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 PAGE = """\
@@ -115,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
         UsageError: there are no notebooks, one cannot be read or saved, or the folder for the
             pages cannot be used. Nothing has been written then.
     """
-    if args.timeout <= 0:
-        raise UsageError(f"--timeout must be positive, got {args.timeout}")
+    if not 0 < args.timeout <= LONGEST_TIMEOUT:
+        raise UsageError(f"--timeout must be from 1 to {LONGEST_TIMEOUT}, got {args.timeout}")
     paths = sorted(args.notebooks.glob("*.ipynb"))
     if not paths:
         raise UsageError(f"no notebooks in {args.notebooks}")

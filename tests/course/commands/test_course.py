@@ -124,8 +124,9 @@ def test_a_cell_that_takes_too_long_is_a_failure(tmp_path, capsys):
     assert "cell 1 failed: it took more than 1 s" in capsys.readouterr().err
 
 
-def test_a_time_limit_of_zero_is_a_usage_error(notebooks, tmp_path):
-    assert _course(notebooks, tmp_path / "course", "--timeout", "0") == 2
+@pytest.mark.parametrize("seconds", ["0", "-1", "99999999999999999999"])
+def test_a_time_limit_that_cannot_work_is_a_usage_error(seconds, notebooks, tmp_path):
+    assert _course(notebooks, tmp_path / "course", "--timeout", seconds) == 2
 
 
 @pytest.mark.parametrize(("bad", "code"), [(0, 1), (5, 0)])
