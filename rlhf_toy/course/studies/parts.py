@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
-
 from rlhf_toy.dpo import DPOSettings
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.ppo import PPOSettings
 from rlhf_toy.reward_model import RewardModelSettings
 from rlhf_toy.sft import SFTSettings, train_reference
-from rlhf_toy.training import digest, make_generator
+from rlhf_toy.training import digest
 
 MAX_LENGTH = 3  # words in a review, so that a run takes seconds
 BETA = 0.5
@@ -46,10 +44,13 @@ PPO = PPOSettings(
     max_grad_norm=1.0,
     use_critic=True,
     whiten_advantages=True,
+    aggregate="token",
     measure_every=20,
 )
 DPO = DPOSettings(
     beta=BETA,
+    loss="dpo",
+    label_smoothing=0.0,
     steps=200,
     batch_size=512,
     learning_rate=5e-4,
@@ -75,12 +76,4 @@ def reference(seed: int) -> PolicyModel:
 @cache
 def fingerprint() -> str:
     """Return a hex string that identifies the world, the reference's settings and its network."""
-    return digest(world_fingerprint(word_world()), REFERENCE, GPTConfig.for_world(word_world()))
-
-
-def world_fingerprint(world: WordMDP) -> str:
-    """Return a hex string that identifies the world's corpus and its rewards."""
-    prompts = torch.arange(len(world.prompts)).repeat_interleave(len(world.all_responses))
-    responses = world.all_responses.repeat(len(world.prompts), 1)
-    corpus = world.sample_corpus(1_000, make_generator(0))
-    return digest(world.response_rewards(prompts, responses), *corpus)
+    return digest(word_world().fingerprint, REFERENCE, GPTConfig.for_world(word_world()))
