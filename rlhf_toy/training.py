@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from rlhf_toy.checks import check_count, check_number, check_type, shown
 from rlhf_toy.envs import TextWorld
-from rlhf_toy.files import atomic_file
+from rlhf_toy.files import atomic_file, check_output
 from rlhf_toy.models import PolicyModel, check_fits
 
 CHECKPOINT_HEAD = b"rlhf_toy checkpoint, sha256 "
@@ -293,14 +292,13 @@ class Checkpoint:
     Args:
         path: the file. Its folder must exist.
         identity: what decides the result of the run, as plain values by name.
+
+    Raises:
+        TypeError, ValueError: a path that cannot be written to, see `check_output`.
     """
 
     def __init__(self, path: str | os.PathLike, identity: Mapping[str, Any]) -> None:
-        self.path, self.identity = Path(path), dict(identity)
-        if not self.path.parent.is_dir():
-            raise ValueError(
-                f"no folder {str(self.path.parent)!r} for the checkpoint: make it first"
-            )
+        self.path, self.identity = check_output(path), dict(identity)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the state, whole or not at all."""
