@@ -135,11 +135,13 @@ def check_last_dimension(**tensors: Tensor) -> None:
 
 
 def check_finite(**tensors: Tensor) -> None:
-    """Raise a TypeError or ValueError unless every value is a tensor without NaN and infinities."""
+    """Raise unless every value is a tensor, not empty, without NaN and infinities."""
     check_tensors(**tensors)
     for name, tensor in tensors.items():
-        if bad := int((~tensor.isfinite()).sum()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity in {bad} place(s)")
+        bad, n = int((~tensor.isfinite()).sum()), tensor.numel()
+        if bad > 0 or n == 0:
+            got = f"NaN or infinity in {bad} of {n} entries"
+            raise ValueError(f"{name} must be finite and not empty, got {got}")
 
 
 def check_ids(name: str, ids: Tensor, limit: int, dim: int, low: int = 0) -> None:
