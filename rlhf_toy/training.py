@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -313,7 +314,10 @@ class Checkpoint:
                 f"{self.path} is damaged: its content does not match its checksum. "
                 "Remove the file to start again."
             )
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{self.path} is no checkpoint of this package: {error}") from None
         there = state.pop("identity")
         differing = [
             f"{name} is {shown(there.get(name))} there and {shown(self.identity.get(name))} here"
@@ -446,8 +450,9 @@ def check_finite(name: str, state: State, metrics: Metrics) -> None:
 
 
 def _likely_cause(state: State) -> str:
-    rates = [group["lr"] for group in state.optimizer.param_groups]
+    optimizer = getattr(state, "optimizer", None)
+    rate = f" (it was {optimizer.param_groups[0]['lr']:.3g} in this step)" if optimizer else ""
     return (
-        f"The likely cause is a learning rate that is too high (it was {max(rates):.3g} in this "
-        "step), or rewards or a beta of extreme size."
+        f"The likely cause is a learning rate that is too high{rate}, or rewards or a beta of "
+        "extreme size."
     )
