@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -43,7 +42,7 @@ def check_number(
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    finite = abs(value) <= sys.float_info.max
+    finite = value.bit_length() < 1024 if isinstance(value, int) else math.isfinite(value)
     if finite and low <= value <= high and above < value < below:
         return
     limits = [f"at least {low:g}"] if low > -math.inf else []

@@ -34,6 +34,7 @@ from rlhf_toy import (
     sft,
     training,
 )
+from rlhf_toy.checks import shown
 from rlhf_toy.training import make_generator
 
 
@@ -267,6 +268,13 @@ SLIPPERY = envs.SlipperyWordMDP(0.1, max_length=3)
 BRADLEY_TERRY = annotators.BradleyTerryAnnotator()
 PAIRS = preferences.collect_preferences(POLICY, WORLD, BRADLEY_TERRY, 40, make_generator(0))
 N, TRUE = 40, REWARDS[0]
+TABLE_POLICY = {
+    "world": WORLD,
+    "logits": torch.zeros(2, 11),
+    "successors": torch.zeros(2, 11, dtype=torch.long),
+}
+TINY_PPO = ppo.PPOSettings(iterations=1, batch_size=8)
+TINY_SFT = sft.SFTSettings(corpus_size=4, steps=1)
 
 # Functions of the core: what is called, with good arguments, and each argument's kind.
 # What an argument's kind does not cover is in OTHERS below.
@@ -555,8 +563,7 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
     ),
     "sft.train_reference": (
         sft.train_reference,
-        {"world": (WORLD, world), "settings": (sft.SFTSettings(corpus_size=4, steps=1), settings)}
-        | TRAIN,
+        {"world": (WORLD, world), "settings": (TINY_SFT, settings)} | TRAIN,
     ),
     "reward_model.train_reward_model": (
         reward_model.train_reward_model,
@@ -582,7 +589,7 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
         {
             "world": (WORLD, world),
             "reference": (POLICY, model),
-            "settings": (ppo.PPOSettings(iterations=1, batch_size=8), settings),
+            "settings": (TINY_PPO, settings),
         }
         | TRAIN,
     ),
@@ -981,6 +988,59 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             ),
         )
     ),
+    *(
+        (
+            "models.TablePolicy",
+            str([f"{name} {shown(value)}" for name, value in tables.items()]),
+            lambda tables=tables: models.TablePolicy(**TABLE_POLICY | tables),
+            error,
+            words,
+        )
+        for tables, error, words in (
+            ({"world": None}, TypeError, "expected one of the rlhf_toy/ worlds, got None"),
+            ({"logits": None}, TypeError, "logits must be a tensor, got None"),
+            ({"logits": torch.zeros(2, 10)}, ValueError, "with A = 11 and X = 6, got [2, 10]"),
+            ({"logits": torch.full((2, 11), -math.inf)}, ValueError, "logits must be finite"),
+            ({"successors": [0]}, TypeError, "successors must be a tensor, got [0]"),
+            ({"successors": torch.ones(2, 11)}, ValueError, "must be a nonempty int64 tensor"),
+            ({"successors": torch.full((2, 11), 2)}, ValueError, "ids from 0 to 1, got ids from 2"),
+            ({"start": torch.tensor([0])}, ValueError, "start must be [6], got [1]"),
+            ({"start": torch.full((6,), -1)}, ValueError, "ids from 0 to 1, got ids from -1"),
+        )
+    ),
+    *(
+        (
+            "sft.train_reference",
+            f"checkpoint {p!r}",
+            lambda p=p: sft.train_reference(WORLD, TINY_SFT, device="cpu", checkpoint=p),
+            error,
+            words,
+        )
+        for p, error, words in (
+            (3.5, TypeError, "float"),
+            ("/", ValueError, "/"),
+            ("/nowhere/at/all", ValueError, "/nowhere/at"),
+            ("/dev/null", ValueError, "/dev/null"),
+        )
+    ),
+    *(
+        (
+            "ppo.train_ppo",
+            f"{name} {value!r:.20}",
+            lambda others={name: value}: ppo.train_ppo(
+                **{"world": WORLD, "reference": POLICY, "reward": WORLD.response_rewards}
+                | {"settings": TINY_PPO, "device": "cpu"}
+                | others
+            ),
+            TypeError,
+            words,
+        )
+        for name, value, words in (
+            ("reward", None, "reward must be a RewardModel or a function…got None"),
+            ("start", "text", "start must be a PolicyModel…got 'text'"),
+            ("start", models.TablePolicy(**TABLE_POLICY), "start must be a PolicyModel…Table"),
+        )
+    ),
     (
         "ppo.PPOSettings",
         "batches that do not divide",
@@ -1102,7 +1162,6 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         for w in (None, "WordMDP", 3)
     ),
 ]
-TINY_PPO = ppo.PPOSettings(iterations=1, batch_size=8)
 
 
 def empty(arguments: dict[str, tuple[Any, Kind]]) -> dict[str, Any]:
