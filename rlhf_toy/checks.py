@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,18 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     check_type(name, value, str, expected)
     if value not in choices:
         raise ValueError(f"{name} must be {expected}, got {shown(value)}")
+
+
+def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Returns the texts as a tuple; raises unless they are one or more, different, not empty."""
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a tuple or list of texts, got {shown(texts)}")
+    if not texts:
+        raise ValueError(f"{name} must hold at least one text")
+    for text in texts:
+        if not text.strip() or texts.count(text) > 1:
+            raise ValueError(f"{name} must be different texts; {text!r} is empty or given twice")
+    return tuple(texts)
 
 
 def check_tensors(**tensors: Tensor) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 FEWEST_PREFERENCES = 100
-SHOWN_PROMPTS = ("concert", "library")  # one sample response to each is printed
+SHOWN_PROMPTS = slice(1, 3)  # of the world's prompts: one sample response to each is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beta", type=float, default=0.5, help="KL weight (default 0.5)")
     parser.add_argument(
         "--preferences", type=int, default=20_000, help="number of pairs (default 20000)"
+    )
+    parser.add_argument(
+        "--world",
+        metavar="NAME",
+        default="reviews",
+        help="a word world of rlhf_toy/course/worlds.py (default reviews)",
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--quick", action="store_true", help="less training: a look in seconds")
@@ -86,6 +92,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
 
     from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
     from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
+    from rlhf_toy.course.worlds import WORLDS
     from rlhf_toy.dpo import DPOSettings, train_dpo
     from rlhf_toy.envs import WordMDP
     from rlhf_toy.exact import (
@@ -105,7 +112,9 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         device = pick_device(args.device)
     except ValueError as error:
         raise UsageError(f"--device: {error}") from None
-    seed, beta, world = args.seed, args.beta, WordMDP()
+    if args.world not in WORLDS:
+        raise UsageError(f"--world must be one of {', '.join(WORLDS)}, got {args.world!r}")
+    seed, beta, world = args.seed, args.beta, WordMDP(WORLDS[args.world])
     steps = {"steps": 60} if args.quick else {}
     warmup = {"warmup_steps": 15} if args.quick else {}
     iterations = {"iterations": 20} if args.quick else {}
@@ -161,7 +170,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
     rows = []
     for name, logps in policies.items():
         draws = {}
-        for prompt in SHOWN_PROMPTS:
+        for prompt in world.prompts[SHOWN_PROMPTS]:
             weights = logps[world.prompt_index(prompt)].exp()
             index = torch.multinomial(weights.float(), 1, generator=make_generator(seed))
             draws[prompt] = world.decode(world.all_responses[index[0]])
@@ -175,6 +184,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
             }
         )
     result = {
+        "world": args.world,
         "beta": beta,
         "seed": seed,
         "preferences": args.preferences,
@@ -201,7 +211,7 @@ def _table(result: dict[str, Any]) -> str:
     """The tour's result as a text."""
     lines = [
         "",
-        f"word world, beta {result['beta']:g}, seed {result['seed']}, "
+        f"word world {result['world']}, beta {result['beta']:g}, seed {result['seed']}, "
         f"{result['preferences']:,} preferences, on {result['device']}",
         f"optimum J* = {result['optimum']:.4f}, reference J = {result['reference']:.4f}",
         "reward model: held-out accuracy {held_out_accuracy:.4f}, "

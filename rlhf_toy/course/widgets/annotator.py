@@ -25,11 +25,11 @@ from torch import Tensor
 from rlhf_toy.annotators import Annotator, BradleyTerryAnnotator
 from rlhf_toy.course.widgets.parts import InteractiveCell, picture, png, say, words
 from rlhf_toy.course.widgets.taste import (
-    FEATURES,
     MARGINS,
     Examination,
     Taste,
     draw_taste,
+    feature_names,
     fit_taste,
     response_features,
     taste_words,
@@ -225,7 +225,7 @@ def pair_differences(world: WordMDP, pairs: Iterable[Pair]) -> np.ndarray:
     """Features of the left less those of the right: [N, F]."""
     pairs = list(pairs)
     if not pairs:
-        return np.zeros((0, len(FEATURES)))
+        return np.zeros((0, len(feature_names(world))))
     texts = [pair.left for pair in pairs] + [pair.right for pair in pairs]
     features = response_features(world, torch.stack([world.encode(text) for text in texts]))
     return features[: len(pairs)] - features[len(pairs) :]

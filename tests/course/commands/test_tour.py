@@ -29,7 +29,7 @@ def toured(tmp_path_factory):
 
 def test_the_json_has_what_it_promises(toured):
     result, _ = toured
-    assert (result["beta"], result["seed"]) == (0.5, 3)
+    assert (result["world"], result["beta"], result["seed"]) == ("reviews", 0.5, 3)
     assert [row["name"] for row in result["policies"]] == NAMES
     for row in result["policies"]:
         assert {"reward", "learned_reward", "kl", "objective", "gap", "seconds"} <= set(row)
@@ -54,6 +54,21 @@ def test_the_policies_stand_in_the_order_that_the_theory_asks_for(toured):
     assert rows["reference"]["learned_reward"] == pytest.approx(rows["reference"]["reward"])
 
 
+def test_another_world_runs_through_the_tour(tmp_path, monkeypatch, capsys):
+    short = partial(rlhf_toy.envs.WordMDP, max_length=1)
+    monkeypatch.setattr(rlhf_toy.envs, "WordMDP", short)
+    # Two of the four trainings are left out to save time.
+    monkeypatch.setattr("rlhf_toy.ppo.train_ppo", lambda world, start, *_, **__: (start, None))
+    options = ["--quick", "--preferences", "500", "--device", "cpu", "--world", "dishes"]
+    assert main(["tour", *options, "--json", str(tmp_path / "tour.json")]) == 0
+    rows = {
+        row["name"]: row for row in json.loads((tmp_path / "tour.json").read_text())["policies"]
+    }
+    assert list(rows["gibbs"]["samples"]) == ["curry", "salad"]
+    assert 0 < rows["dpo"]["gap"] < rows["reference"]["gap"] == 1
+    assert "word world dishes" in capsys.readouterr().out
+
+
 def test_the_figure_is_a_picture(toured):
     assert toured[1].startswith(b"\x89PNG")
 
@@ -67,6 +82,7 @@ def test_the_figure_is_a_picture(toured):
         ["--seed", "-1"],
         ["--preferences", "3"],
         ["--device", "nowhere"],
+        ["--world", "nowhere"],
         ["--figure", "{folder}/figure.exe"],
         ["--figure", "{folder}/missing/figure.png"],
         ["--json", "{folder}"],

@@ -204,7 +204,7 @@ def test_the_state_counts_its_steps(world, policy):
 
 
 def test_bad_arguments_are_refused_in_words(world, policy, reward_model):
-    with pytest.raises(TypeError, match="expected one of the rlhf_toy"):
+    with pytest.raises(TypeError, match="one of the rlhf_toy worlds"):
         WordByWord("world", policy)
     with pytest.raises(ValueError, match="no end token"):
         WordByWord(PromptBandit(), policy)
@@ -227,7 +227,7 @@ def test_bad_arguments_are_refused_in_words(world, policy, reward_model):
 
 
 def test_a_slippery_world_without_a_slip_will_do(policy):
-    assert isinstance(WordByWord(SlipperyWordMDP(0.0, 3), policy), WordByWord)
+    assert isinstance(WordByWord(SlipperyWordMDP(0.0, max_length=3), policy), WordByWord)
 
 
 def test_a_policy_of_the_size_of_the_notebooks():
