@@ -81,6 +81,14 @@ class TextWorld(gym.Env):
         )
         self._prompt: int | None = None
 
+    @property
+    def vocabulary(self) -> str:
+        return repr((self.prompts, self.words, self.max_length, self.end_token))
+
+    @property
+    def fingerprint(self) -> str:
+        return type(self).__name__ + self.vocabulary
+
     # What a world has to say for itself.
 
     def response_rewards(self, prompts: Tensor, responses: Tensor) -> Tensor:

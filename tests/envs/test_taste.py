@@ -74,9 +74,18 @@ def test_the_reward_is_what_the_rules_give_by_hand(prompt, text):
     assert float(reward[0]) == pytest.approx(BY_HAND[prompt, text], abs=1e-12)
 
 
-def test_every_rule_has_a_say():
-    assert len(set(BY_HAND.values())) >= 20
-    assert min(GRAMMAR_COST, REPETITION_COST, CONTRAST_COST, SILENCE_COST) > 0
+def test_following_each_rule_pays_more_than_breaking_it():
+    def reward(text, prompt="film"):
+        x = torch.tensor([WORLD.prompt_index(prompt)])
+        return float(WORLD.response_rewards(x, WORLD.encode(text)[None]))
+
+    good = reward("good")
+    assert reward("very good") > good > 0 > reward("not good")  # intensity and negation
+    assert reward("good and great") > reward("good great")  # grammar
+    assert reward("good and great") > reward("good but great")  # contrast
+    assert 2 * good > reward("good and good")  # repetition
+    assert reward("") < 0  # silence
+    assert reward("long", "nap") > reward("long", "meeting")  # the prompt decides
 
 
 def test_the_bandits_reward_is_the_table():
