@@ -45,12 +45,18 @@ SWAPS |= {b: a for a, b in SWAPS.items()}
 SWAPS |= {"expm1": "exp", "logsigmoid": "sigmoid", "scatter_add": "scatter", "logsumexp": "sum"}
 METHOD_SWAPS = {"sum": "mean", "mean": "sum"}  # the built-in `sum` has no such twin
 # Calls whose first argument, or whose object, can stand in for the result.
-DROPPED = set(
-    "abs clamp clip detach clone float double bool int masked_fill exp log sigmoid sign round sqrt "
-    "square flip copy deepcopy log_softmax softmax requires_grad_ sorted reversed cumsum".split()
-)
-SYMMETRIC = set("min max minimum maximum isinstance hasattr getattr allclose isclose".split())
-NOISE = set("tqdm update set_postfix warn print join device to cpu contiguous view".split())
+DROPPED = {
+    *("abs", "clamp", "clip", "detach", "clone", "float", "double", "bool", "int", "masked_fill"),
+    *("exp", "log", "sigmoid", "sign", "round", "sqrt", "square", "flip", "copy", "deepcopy"),
+    *("log_softmax", "softmax", "requires_grad_", "sorted", "reversed", "cumsum"),
+}
+SYMMETRIC = {"min", "max", "minimum", "maximum", "isinstance", "hasattr", "getattr", "allclose"}
+# Progress bars, messages, and what only matters on a GPU.
+NOISE = {
+    *("tqdm", "update", "set_postfix", "warn", "print", "join"),
+    *("device", "to", "cpu", "contiguous", "view"),
+}
+MESSAGES = ("__repr__", "__str__", "_likely_cause")  # functions that only make text
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class _Finder(ast.NodeVisitor):
                 self.visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        if node.name in ("__repr__", "__str__"):
+        if node.name in MESSAGES:
             return
         outer, self.function = self.function, node.name
         self.visit_all(*node.args.defaults, *node.args.kw_defaults, *node.body)
@@ -193,7 +199,7 @@ class _Finder(ast.NodeVisitor):
     # Statements.
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        if not self.function and isinstance(node.value, ast.Subscript):
+        if isinstance(node.value, ast.Subscript) and _name(node.targets[0])[:1].isupper():
             return  # an alias of a type
         targets = {n for target in node.targets for n in ast.walk(target) if _is_stored(n)}
         names = {n.id for n in targets if isinstance(n, ast.Name)}
@@ -299,7 +305,7 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if _name(node.value) == "settings" and isinstance(node.ctx, ast.Load):
+        if _name(node.value) in ("settings", "s") and isinstance(node.ctx, ast.Load):
             default = f"type({self.text(node.value)})().{node.attr}"
             self.replace(node, default, "setting ignored")
         self.swap_name(node, SWAPS)
