@@ -42,7 +42,8 @@ import coverage
 import pytest
 from mutate import Mutant, draw, find_mutants, make_mutant, one_line
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 TABLE = ROOT / "build" / "mutants.json"
 FILES = (
     *("losses/*.py", "exact/*.py", "ppo.py", "dpo.py", "reward_model.py", "sft.py"),
@@ -198,9 +199,10 @@ def order_tests(mutant: Mutant, baseline: dict) -> list[str]:
     return sorted((t for t in baseline["seconds"] if t.split("::")[0] in reaching), key=rank)
 
 
-def read_handmade(sources: dict[str, bytes]) -> list[Mutant]:
+def read_handmade(sources: dict[str, bytes], path: Path = HERE / "handmade.toml") -> list[Mutant]:
+    """The mutants that a person wrote; an error if the code no longer has their text."""
     mutants = []
-    for entry in tomllib.loads((Path(__file__).parent / "handmade.toml").read_text())["mutant"]:
+    for entry in tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]:
         source, old = sources.get(entry["file"], b""), entry["old"].encode()
         if source.count(old) != 1:
             raise SystemExit(
@@ -215,10 +217,12 @@ def read_handmade(sources: dict[str, bytes]) -> list[Mutant]:
     return mutants
 
 
-def read_equivalent(sources: dict[str, bytes]) -> dict[tuple[str, str, str], str]:
+def read_equivalent(
+    sources: dict[str, bytes], path: Path = HERE / "equivalent.toml"
+) -> dict[tuple[str, str, str], str]:
+    """Why no test can notice a mutant, by its file, its line before and its line after."""
     reasons = {}
-    table = tomllib.loads((Path(__file__).parent / "equivalent.toml").read_text())
-    for entry in table.get("equivalent", []):
+    for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("equivalent", []):
         if entry["before"] not in one_line(sources.get(entry["file"], b"").decode()):
             raise SystemExit(
                 f"equivalent.toml: {entry['before']!r} is no longer in {entry['file']}. "
