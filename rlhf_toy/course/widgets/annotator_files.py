@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from rlhf_toy.checks import check_type
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.files import atomic_file
 from rlhf_toy.preferences import PreferenceDataset
@@ -90,7 +91,15 @@ class AnswerFiles:
         return True
 
     def add(self, pair: Pair, verdict: float) -> None:
-        """Append an answer, on disk first."""
+        """Append an answer, on disk first.
+
+        Raises:
+            TypeError: no `Pair`.
+            ValueError: a verdict other than `LEFT`, `TIE` and `RIGHT`.
+        """
+        check_type("pair", pair, Pair, "a Pair")
+        if verdict not in (LEFT, TIE, RIGHT):
+            raise ValueError(f"verdict must be {LEFT}, {TIE} or {RIGHT}, got {verdict!r}")
         if verdict == TIE:
             row = {"prompt": pair.prompt, "first": pair.left, "second": pair.right}
             row["after"] = len(self.preferred())
@@ -101,7 +110,9 @@ class AnswerFiles:
         self._write([*self.answers, Answer(pair, verdict, line)])
 
     def undo(self) -> Answer:
-        """Remove the last answer, on disk first, and return it."""
+        """Remove the last answer, on disk first, and return it; a ValueError if there is none."""
+        if not self.answers:
+            raise ValueError("there is no answer to take back")
         last = self.answers[-1]
         self._write(self.answers[:-1])
         return last
@@ -111,8 +122,10 @@ class AnswerFiles:
         return [answer for answer in self.answers if answer.verdict != TIE]
 
     def dataset(self) -> PreferenceDataset:
-        """Return all preferences, at least one, without the ties."""
+        """Return all preferences without the ties; a ValueError if there are none."""
         world, given = self._world, self.preferred()
+        if not given:
+            raise ValueError("there are no preferences yet: answer some pairs first")
         sides = zip(*(answer.pair.ranked(answer.verdict) for answer in given), strict=True)
         return PreferenceDataset(
             world,

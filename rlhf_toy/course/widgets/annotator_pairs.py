@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import torch
 
-from rlhf_toy.checks import check_type, shown
+from rlhf_toy.checks import check_count, check_type, shown
 from rlhf_toy.course.widgets.annotator_files import Pair
 from rlhf_toy.course.widgets.taste import Taste, response_features
 from rlhf_toy.envs import WordMDP
@@ -40,7 +40,11 @@ def sample_pairs(
         n: the number of pairs before equal reviews are left out.
         generator: the source of chance, on the policy's device.
         policy: writes the reviews; None for the world's corpus of fluent reviews.
+
+    Raises:
+        TypeError, ValueError: n is no integer of at least 1.
     """
+    check_count("n", n)
     prompts = world.sample_prompts(n, generator)
     if policy is None:
         reviews, chances = world.fluent_reviews

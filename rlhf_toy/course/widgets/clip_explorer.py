@@ -80,7 +80,7 @@ def describe(ratio: float, advantage: float, cliprange: float) -> str:
         return numbers + "An advantage of 0 gives no push."
     if gradient == 0:
         moved = "risen" if advantage > 0 else "fallen"
-        return numbers + f"The clip is active: the probability has {moved} enough, no push is left."
+        return f"{numbers}The clip is active: the probability has {moved} enough and gets no push."
     push = "up" if gradient > 0 else "down"
     outside = "" if abs(ratio - 1) <= cliprange else " although the ratio is outside the band"
     return numbers + f"The clip is not active{outside}: the probability is pushed {push}."

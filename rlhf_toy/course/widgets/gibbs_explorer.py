@@ -63,13 +63,14 @@ def log_probabilities(weights: Sequence[float]) -> Tensor:
     """Return weights [Y] as log-probabilities [Y], −inf where a weight is 0.
 
     Raises:
+        TypeError: weights that are no numbers.
         ValueError: weights that are negative, not finite, or all 0.
     """
-    values = torch.tensor(list(weights), dtype=torch.float64)
-    if not (values.isfinite().all() and (values >= 0).all() and values.sum() > 0):
+    values = torch.tensor(_check_row("weights", weights), dtype=torch.float64)
+    if not ((values >= 0).all() and values.sum() > 0):
         raise ValueError(
-            f"weights must be finite, at least 0 and not all 0, got {list(weights)}: raise one of "
-            "them above 0"
+            f"weights must be at least 0 and not all 0, got {values.tolist()}: raise one of them "
+            "above 0"
         )
     return (values / values.sum()).log()
 
@@ -78,10 +79,12 @@ def find_optimum(weights: Sequence[float], rewards: Sequence[float], beta: float
     """Return the Gibbs policy for a reference [Y], given by its weights, and rewards [Y].
 
     Raises:
+        TypeError: weights, rewards or β that are no numbers.
         ValueError: weights that `log_probabilities` refuses, not as many rewards as weights, or a
             β that is no finite number above 0.
     """
-    ref_logps, r = log_probabilities(weights), torch.tensor(list(rewards), dtype=torch.float64)
+    ref_logps = log_probabilities(weights)
+    r = torch.tensor(_check_row("rewards", rewards), dtype=torch.float64)
     logps = gibbs_policy(ref_logps, r, beta)
     return Optimum(
         ref_logps=ref_logps,

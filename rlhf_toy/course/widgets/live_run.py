@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from rlhf_toy.checks import check_type
+from rlhf_toy.checks import check_choice, check_type
 from rlhf_toy.dpo import DPOSettings
 from rlhf_toy.models import PolicyModel
 from rlhf_toy.ppo import PPOSettings
@@ -102,6 +102,7 @@ class LiveRun:
 
     def ask_for(self, state: str) -> None:
         """End the thread after its step, in the state "paused" or "stopped"."""
+        check_choice("state", state, ("paused", "stopped"))
         with self._lock:
             if self.state == "running":
                 self.ending = state

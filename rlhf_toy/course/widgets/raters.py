@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest, norm, rankdata, sem, t
 
 from rlhf_toy.annotators import Population, Rater
-from rlhf_toy.checks import check_choice, check_number, check_type
+from rlhf_toy.checks import check_choice, check_count, check_number, check_type
 from rlhf_toy.course.widgets.parts import Explorer, in_a_row, labelled
 from rlhf_toy.plots import COLOURS, MARKERS
 from rlhf_toy.training import make_generator
@@ -57,7 +57,11 @@ def make_raters(scales: Scales) -> list[Rater]:
     """Return `N_RATERS` raters, offsets at the quantiles of a normal distribution, gains even.
 
     Gains are assigned independently of the offsets. Nothing is sampled.
+
+    Raises:
+        TypeError: scales that are no `Scales`.
     """
+    check_type("scales", scales, Scales, "a Scales")
     quantiles = norm.ppf((np.arange(N_RATERS) + 0.5) / N_RATERS)
     offsets = scales.offset + scales.offset_spread * quantiles / quantiles.std()
     places = np.random.default_rng(0).permutation(N_RATERS)
@@ -89,6 +93,7 @@ class Contest:
 
 def judgement_counts(n: int) -> list[int]:
     """Return numbers of judgements that n responses share equally, and so do all their pairs."""
+    check_count("n", n, 2)
     unit = math.lcm(n, math.comb(n, 2))
     unit *= math.ceil(24 / unit)
     return [unit * factor for factor in (1, 2, 4, 8)]
@@ -109,7 +114,6 @@ def run_contest(scales: Scales, rewards: Sequence[float], judgements: int) -> Co
         TypeError: scales that are no `Scales`.
         ValueError: another number of judgements.
     """
-    check_type("scales", scales, Scales, "a Scales")
     if judgements not in (counts := judgement_counts(len(rewards))):
         raise ValueError(f"judgements must be one of {counts}, got {judgements!r}")
     population = Population(make_raters(scales))

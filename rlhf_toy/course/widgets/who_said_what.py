@@ -142,7 +142,7 @@ class WhoSaidWhat(Explorer):
         return (
             f"Most praise: {self._names[most]} ({exact[most]:+.2f}); most blame: "
             f"{self._names[least]} ({exact[least]:+.2f}). The exact advantages sum to "
-            f"{exact.sum():+.3f} = r − V*(start) = {self._reward:+.3f} − {self._start:+.3f}; "
+            f"{exact.sum():+.3f} = r − V*(start) = {self._reward:+.3f} − ({self._start:+.3f}); "
             f"the policy's sum to {theirs.sum():+.3f}. The largest difference for one token is "
             f"{(exact - theirs).abs().max():.2f}."
         )

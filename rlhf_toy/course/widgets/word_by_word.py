@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_toy.checks import check_type
+from rlhf_toy.checks import check_count, check_type
 from rlhf_toy.course.widgets.parts import Explorer, button, in_a_row, labelled, say, words
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import n_states
@@ -68,7 +68,19 @@ def look_at(
         prompt: index of the prompt.
         tokens: ids so far, at most T; none after an end token.
         reward_model: r_φ, if there is one.
+
+    Raises:
+        TypeError, ValueError: a prompt or token that the world does not have, more than T tokens,
+            or tokens after an end token.
     """
+    check_count("prompt", prompt, 0, world.n_prompts - 1)
+    for i, token in enumerate(tokens):
+        check_count(f"tokens[{i}]", token, 0, world.end_token)
+    if len(tokens) > world.max_length or world.end_token in tokens[:-1]:
+        raise ValueError(
+            f"tokens must be at most {world.max_length}, with none after the end token "
+            f"{world.end_token}, got {tokens}"
+        )
     n_words = len(tokens) - (world.end_token in tokens)
     is_over = n_words < len(tokens) or n_words == world.max_length
     response = torch.full((1, world.max_length), world.pad_token)

@@ -105,3 +105,16 @@ def test_a_pair_is_the_same_with_its_sides_swapped():
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         AnswerFiles(tmp_path / "no" / "mine.jsonl", WORLD)
+
+
+def test_what_is_no_answer_is_refused(path):
+    files = AnswerFiles(path, WORLD)
+    with pytest.raises(ValueError, match="no answer to take back"):
+        files.undo()
+    with pytest.raises(ValueError, match="no preferences yet"):
+        files.dataset()
+    with pytest.raises(TypeError, match="pair must be a Pair"):
+        files.add(("nap", "good", "bad"), LEFT)
+    with pytest.raises(ValueError, match=r"verdict must be 1\.0, 0\.5 or 0\.0, got 0\.3"):
+        files.add(PAIRS[0], 0.3)
+    assert list(path.parent.iterdir()) == []

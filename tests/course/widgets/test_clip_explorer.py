@@ -20,7 +20,7 @@ def test_objective_and_gradient_are_those_of_the_formula(advantage, cliprange):
 @pytest.mark.parametrize(
     "ratio, advantage, said",
     [
-        (1.4, 1.0, "has risen enough"),
+        (1.4, 1.0, "has risen enough and gets no push"),
         (0.6, -1.0, "has fallen enough"),
         (0.6, 1.0, "outside the band: the probability is pushed up"),
         (1.4, -1.0, "outside the band: the probability is pushed down"),

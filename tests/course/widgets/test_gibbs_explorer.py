@@ -51,9 +51,18 @@ def test_a_response_that_is_never_given_stays_impossible():
     assert o.reward == 0
 
 
-@pytest.mark.parametrize("weights", [[0, 0], [1, -1], [1, math.inf], [math.nan, 1]])
-def test_weights_that_are_no_distribution(weights):
-    with pytest.raises(ValueError, match="not all 0"):
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ([0, 0], ValueError, "not all 0"),
+        ([1, -1], ValueError, "at least 0"),
+        ([], ValueError, "not all 0"),
+        ([1, math.inf], ValueError, r"weights\[1\] must be a finite number"),
+        (["1", 1], TypeError, r"weights\[0\] must be a number"),
+    ],
+)
+def test_weights_that_are_no_distribution(weights, error, message):
+    with pytest.raises(error, match=message):
         log_probabilities(weights)
 
 

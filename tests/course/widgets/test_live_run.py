@@ -137,6 +137,11 @@ def test_an_archived_run_gives_its_history_and_its_settings_bring_it_back(counte
     assert run.wait(PATIENCE) == "done"
 
 
+def test_only_a_pause_or_a_stop_can_be_asked_for(counter):
+    with pytest.raises(ValueError, match="state must be one of 'paused', 'stopped', got 'done'"):
+        make(counter).ask_for("done")
+
+
 def test_a_folder_must_exist(counter, tmp_path):
     assert make(counter, tmp_path).folder == tmp_path
     with pytest.raises(ValueError, match=r"no folder .*make it first"):
