@@ -1,6 +1,6 @@
-"""The policy without training: draw n responses from the reference, keep the best (L15).
+"""A policy without training: draw n responses from the reference and keep the best.
 
-Its distribution is known exactly, so that every estimate here stands beside its exact value.
+Its distribution is known exactly, so every estimate here comes with its exact value.
 """
 
 from __future__ import annotations
@@ -13,19 +13,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_toy.envs import TextWorld
+from rlhf_toy.checks import (
+    check_count,
+    check_distribution,
+    check_finite,
+    check_shapes,
+    check_tensors,
+    check_type,
+)
+from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
-from rlhf_toy.models import PolicyModel, sample
-from rlhf_toy.training import History, Run, check_settings, digest, make_generator, pick_device
-
-
-def _check_n(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
+from rlhf_toy.models import Policy, sample
+from rlhf_toy.training import (
+    History,
+    Metrics,
+    State,
+    check_settings,
+    make_checkpoint,
+    make_generator,
+    pick_device,
+    run_steps,
+)
 
 
 def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
-    """The response with the highest score of each group of n; the first of those that tie.
+    """Return the highest-scoring response of each group of n; the first one if several tie.
 
     Args:
         responses: [B, n, T] token ids.
@@ -35,46 +47,45 @@ def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
         [B, T].
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: an argument that is not a tensor.
+        ValueError: shapes that do not fit, or scores that are not finite.
     """
-    if responses.dim() != 3 or scores.shape != responses.shape[:2]:
-        raise ValueError(
-            "responses must be [B, n, T] and scores [B, n], got "
-            f"{list(responses.shape)} and {list(scores.shape)}"
-        )
+    check_shapes(responses=(responses, "BnT"), scores=(scores, "Bn"))
+    check_finite(scores=scores)
     rows = torch.arange(len(responses), device=responses.device)
     return responses[rows, scores.argmax(1)]
 
 
 def best_of_n_logps(ref_logps: Tensor, scores: Tensor, n: int) -> Tensor:
-    """The exact law of best-of-n: p(y) = F(y)^n − F(y⁻)^n, F the law of the score under π_ref.
+    """Return the exact distribution of best-of-n: p(y) = F(y)^n − F(y⁻)^n.
 
-    Responses that tie share the probability of their score as π_ref does.
+    F is the cumulative distribution of the score under π_ref. Responses that tie share the
+    probability of their score as under π_ref.
 
     Args:
         ref_logps: [X, Y] log π_ref(y|x), each row a distribution.
-        scores: [X, Y] by which the best is picked.
+        scores: [X, Y] by which the best is picked; only their order matters.
         n: number of draws.
 
     Returns:
         [X, Y] log-probabilities; −inf where π_ref has no mass.
 
     Raises:
-        ValueError: shapes differ, or n is no whole number of at least 1.
+        TypeError: an argument of the wrong kind.
+        ValueError: shapes that differ, a reference that does not sum to 1, scores that are not
+            finite, or an n below 1.
     """
-    _check_n(n)
-    if ref_logps.shape != scores.shape or ref_logps.dim() != 2:
-        raise ValueError(
-            "ref_logps and scores must both be [X, Y], got "
-            f"{list(ref_logps.shape)} and {list(scores.shape)}"
-        )
+    check_count("n", n)
+    check_shapes(ref_logps=(ref_logps, "XY"), scores=(scores, "XY"))
+    check_distribution("ref_logps", ref_logps)
+    check_finite(scores=scores)
     rows = []
     for logps, score in zip(ref_logps.double(), scores, strict=True):
         _, level = score.unique(return_inverse=True)  # ranks, equal where scores tie
         mass = logps.new_zeros(int(level.max()) + 1).scatter_add(0, level, logps.exp())
         below = (mass.cumsum(0) - mass).clamp(0, 1)
-        # With q = 1 − F⁻/F this is F^n (1 − (1 − q)^n), of which mass = F q is π_ref's own part;
-        # written so that nothing is lost where q is tiny.
+        # With q = 1 − F⁻/F the probability is F^n (1 − (1 − q)^n), and π_ref's is mass = F q. Their
+        # ratio is computed with log1p and expm1, which stay accurate where q is tiny.
         upto = (below + mass).clamp(max=1)
         q = mass / upto
         lift = torch.where(q > 0, -torch.expm1(n * torch.log1p(-q)) / q, float(n))
@@ -84,12 +95,12 @@ def best_of_n_logps(ref_logps: Tensor, scores: Tensor, n: int) -> Tensor:
 
 
 def best_of_n_kl_bound(n: int) -> float:
-    """log n − (n − 1)/n, an upper bound on KL(best-of-n ‖ π_ref) in nats (Beirami et al. 2024).
+    """Return log n − (n − 1)/n, an upper bound on KL(best-of-n ‖ π_ref) in nats.
 
-    Raises:
-        ValueError: n is no whole number of at least 1.
+    Source: Beirami et al. 2024. Raises a TypeError or ValueError if n is not an integer of at
+    least 1.
     """
-    _check_n(n)
+    check_count("n", n)
     return math.log(n) - (n - 1) / n
 
 
@@ -103,72 +114,103 @@ class BestOfNSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, ("samples",), ("beta",))
+        check_type("ns", self.ns, tuple, "a tuple of integers")
         if not self.ns:
             raise ValueError("ns must name at least one n")
         for n in self.ns:
-            _check_n(n)
+            check_count("every n", n)
+
+
+def best_of_n_iteration(
+    state: State,
+    world: TextWorld,
+    reference: Policy,
+    scores: Tensor,
+    yardstick: Yardstick,
+    settings: BestOfNSettings,
+) -> Metrics:
+    """Try the next n: draw groups of responses, keep the best, and measure; see `run_best_of_n`."""
+    n = settings.ns[state.step]
+    prompts = world.sample_prompts(settings.samples, state.generator)
+    draws = sample(reference, world, prompts.repeat_interleave(n), state.generator).responses
+    groups = draws.view(settings.samples, n, -1)
+    index = world.response_index(draws).cpu().view(settings.samples, n)
+    best = pick_best_of_n(groups, scores[prompts.cpu()[:, None], index].to(draws.device))
+    best_scores = scores[prompts.cpu(), world.response_index(best).cpu()]
+    state.step += 1
+    logps = best_of_n_logps(yardstick.ref_logps, scores, n)
+    return {
+        "n": n,
+        "exact/scores": expected_reward(logps, scores).mean(),
+        "objective/scores": best_scores.mean(),
+        "kl_bound": best_of_n_kl_bound(n),
+        **yardstick.metrics(logps),
+    }
 
 
 def run_best_of_n(
     world: TextWorld,
-    reference: PolicyModel,
+    reference: Policy,
     scores: Tensor,
     settings: BestOfNSettings = BestOfNSettings(),
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> tuple[Tensor, History]:
-    """Tries best-of-n for several n and keeps the one that the scores themselves like best.
+    """Try best-of-n for several n and keep the n that the scores themselves like best.
 
-    n is chosen by E[score] − β KL(best-of-n ‖ π_ref), without a look at the true reward.
+    n is chosen by E[score] − β KL(best-of-n ‖ π_ref), without looking at the true reward.
 
     Args:
         world: a deterministic world.
-        reference: π_ref, which draws.
+        reference: π_ref, which draws: a GPT or a table.
         scores: [X, Y] by which the best is picked: `exact.response_scores` of a reward model, or
             the true `exact.response_rewards`.
         settings: see `BestOfNSettings`.
         seed: of the draws.
         device: None picks CUDA where there is one.
-        checkpoint: a file to save to and to go on from.
+        checkpoint: a file to save to and to resume from.
 
     Returns:
-        log-probabilities [X, Y] of the policy that was chosen, and a history by n. Exact:
-        `exact/reward` (true), `exact/scores`, `exact/kl`, `exact/objective`, `exact/gap`;
-        `kl_bound` (see `best_of_n_kl_bound`); estimated on the draws: `objective/scores`.
+        log-probabilities [X, Y] of the policy that was chosen, and a history by step, one for each
+        n. Exact: `exact/reward` (true), `exact/scores`, `exact/kl`, `exact/objective`, `exact/gap`;
+        `n`; `kl_bound` (see `best_of_n_kl_bound`); estimated on the draws: `objective/scores`.
 
     Raises:
-        ValueError: bad settings, seed, device, world, or a checkpoint of another run.
+        TypeError, ValueError: bad settings, seed, device, world, scores, or a checkpoint of another
+            run.
     """
+    world = unwrap(world)
+    check_type("settings", settings, BestOfNSettings, "BestOfNSettings")
+    check_tensors(scores=scores)
     device = pick_device(device)
     generator = make_generator(seed, device)
     reference = copy.deepcopy(reference).to(device)
     scores = scores.cpu()
     yardstick = Yardstick(world, reference, settings.beta)
-    history = History()
-    inputs = digest(reference, scores)
-    run = Run("best of n", settings, seed, inputs, {}, generator, history, checkpoint)
-
-    shown = {"exact/scores": "score", "objective/scores": "estimated", "exact/kl": "kl"}
-    for i in run.steps(len(settings.ns), shown):
-        n = settings.ns[i]
-        logps = best_of_n_logps(yardstick.ref_logps, scores, n)
-        prompts = world.sample_prompts(settings.samples, generator)
-        draws = sample(reference, world, prompts.repeat_interleave(n), generator).responses
-        groups = draws.view(settings.samples, n, -1)
-        index = world.response_index(draws).cpu().view(settings.samples, n)
-        best = pick_best_of_n(groups, scores[prompts.cpu()[:, None], index].to(device))
-        best_scores = scores[prompts.cpu(), world.response_index(best).cpu()]
-        metrics = {
-            "exact/scores": expected_reward(logps, scores).mean(),
-            "objective/scores": best_scores.mean(),
-            "kl_bound": best_of_n_kl_bound(n),
-            **yardstick.metrics(logps),
-        }
-        history.record(n, metrics)
-
-    ns, liked = history.series("exact/scores")
-    _, kls = history.series("exact/kl")
+    best_of_n_logps(yardstick.ref_logps, scores, 1)  # raises where the scores do not fit
+    state = State(generator, 0)
+    history = run_steps(
+        "best of n",
+        state,
+        lambda: best_of_n_iteration(state, world, reference, scores, yardstick, settings),
+        len(settings.ns),
+        shown_metrics={
+            "exact/scores": "score",
+            "objective/scores": "estimated",
+            "exact/kl": "kl",
+        },
+        checkpoint=make_checkpoint(
+            checkpoint,
+            "best of n",
+            settings,
+            seed,
+            world=world.fingerprint,
+            reference=reference,
+            scores=scores,
+        ),
+    )
+    liked, kls = history.series("exact/scores")[1], history.series("exact/kl")[1]
     objectives = [score - settings.beta * kl for score, kl in zip(liked, kls, strict=True)]
-    n = ns[objectives.index(max(objectives))]
+    n = settings.ns[objectives.index(max(objectives))]
     return best_of_n_logps(yardstick.ref_logps, scores, n), history

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -15,15 +16,15 @@ from torch import Tensor
 
 
 def shown(value: Any) -> str:
-    """A value for an error message: tensors by shape, everything else by a short repr."""
+    """Return a value for an error message: a tensor by its shape, the rest by a short repr."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {value.dtype}"
-    text = repr(value)
+    text = repr(value[:80]) if isinstance(value, str | bytes) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_type(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
-    """Raises a TypeError unless the value is of this kind; `expected` describes it in words."""
+    """Raise a TypeError unless the value is of this kind; `expected` describes it in words."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {expected}, got {shown(value)}")
 
@@ -36,46 +37,48 @@ def check_number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> None:
-    """Raises a TypeError or ValueError unless low ≤ value ≤ high and above < value < below.
+    """Raise a TypeError or ValueError unless low ≤ value ≤ high and above < value < below.
 
     NaN and infinities are always refused, and so are booleans.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    if math.isfinite(value) and low <= value <= high and above < value < below:
+    finite = abs(value) <= sys.float_info.max
+    if finite and low <= value <= high and above < value < below:
         return
     limits = [f"at least {low:g}"] if low > -math.inf else []
     limits += [f"above {above:g}"] if above > -math.inf else []
     limits += [f"at most {high:g}"] if high < math.inf else []
     limits += [f"below {below:g}"] if below < math.inf else []
     wanted = " ".join(["a finite number", " and ".join(limits)]).strip()
-    raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
 
 
 def check_positive(**values: float) -> None:
-    """Raises unless every value is a finite number above 0."""
+    """Raise unless every value is a finite number above 0."""
     for name, value in values.items():
         check_number(name, value, above=0)
 
 
 def check_count(name: str, value: int, low: int = 1, high: float = math.inf) -> None:
-    """Raises a TypeError or ValueError unless the value is an integer from `low` to `high`."""
+    """Raise a TypeError or ValueError unless the value is an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if not low <= value <= high:
-        limit = f"at least {low}" if high == math.inf else f"an integer from {low} to {high}"
-        raise ValueError(f"{name} must be {limit}, got {value!r}")
+        limit = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{name} must be an integer {limit}, got {shown(value)}")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raises a ValueError unless the value is one of the choices."""
-    if not isinstance(value, str) or value not in choices:
-        listed = ", ".join(map(repr, choices))
-        raise ValueError(f"{name} must be one of {listed}, got {shown(value)}")
+    """Raise a TypeError or ValueError unless the value is one of the choices, which are strings."""
+    expected = f"one of {', '.join(map(repr, choices))}"
+    check_type(name, value, str, expected)
+    if value not in choices:
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}")
 
 
 def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Returns the texts as a tuple; raises unless they are one or more, different, not empty."""
+    """Return the texts as a tuple; raise unless they are one or more, different, not empty."""
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{name} must be a tuple or list of texts, got {shown(texts)}")
     if not texts:
@@ -87,13 +90,13 @@ def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_tensors(**tensors: Tensor) -> None:
-    """Raises a TypeError unless every value is a tensor."""
+    """Raise a TypeError unless every value is a tensor."""
     for name, tensor in tensors.items():
         check_type(name, tensor, Tensor, "a tensor")
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Raises a TypeError or ValueError unless all are tensors of one shape, and not empty."""
+    """Raise a TypeError or ValueError unless all are tensors of one shape, and not empty."""
     check_tensors(**tensors)
     shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
     if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
@@ -102,31 +105,84 @@ def check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"there must be at least one entry, got {shapes}")
 
 
-def check_ids(name: str, ids: Tensor, limit: int, dim: int) -> None:
-    """Raises unless `ids` is a nonempty int64 tensor of `dim` dimensions with ids below `limit`."""
+def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
+    """Raise unless tensors have the given shapes, where one letter means one size everywhere.
+
+    Args:
+        tensors: each with its shape, as in `rewards=(rewards, "SA"), logps=(logps, "HSA")`.
+
+    Returns:
+        the size of each letter, at least 1.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: another number of dimensions, sizes that differ, or a size of 0.
+    """
+    check_tensors(**{name: tensor for name, (tensor, _) in tensors.items()})
+    sizes: dict[str, int] = {}
+    fits = [
+        tensor.dim() == len(letters)
+        and all(sizes.setdefault(x, n) == n > 0 for x, n in zip(letters, tensor.shape, strict=True))
+        for tensor, letters in tensors.values()
+    ]
+    if not all(fits):
+        wanted = ", ".join(f"{name} [{', '.join(x)}]" for name, (_, x) in tensors.items())
+        got = ", ".join(f"{name} {list(tensor.shape)}" for name, (tensor, _) in tensors.items())
+        raise ValueError(f"expected nonempty tensors {wanted}, got {got}")
+    return sizes
+
+
+def check_last_dimension(**tensors: Tensor) -> None:
+    """Raise unless all are nonempty tensors with one last dimension whose shapes broadcast."""
+    check_tensors(**tensors)
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    try:
+        torch.broadcast_shapes(*shapes.values())
+        fits = len({tuple(shape[-1:]) for shape in shapes.values()}) == 1
+    except RuntimeError:
+        fits = False
+    if not fits or any(shape == [] or 0 in shape for shape in shapes.values()):
+        wanted = "that are not empty, broadcast, and have the same last dimension"
+        raise ValueError(f"expected shapes {wanted}, got {shapes}")
+
+
+def check_finite(**tensors: Tensor) -> None:
+    """Raise a TypeError or ValueError unless every value is a tensor without NaN and infinities."""
+    check_tensors(**tensors)
+    for name, tensor in tensors.items():
+        if bad := int((~tensor.isfinite()).sum()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity in {bad} place(s)")
+
+
+def check_ids(name: str, ids: Tensor, limit: int, dim: int, low: int = 0) -> None:
+    """Raise unless `ids` is a nonempty int64 tensor [·] * dim of ids from `low` to `limit` − 1."""
     check_tensors(**{name: ids})
     if ids.dtype != torch.long or ids.dim() != dim or ids.numel() == 0:
-        raise ValueError(
-            f"{name} must be a nonempty int64 tensor of {dim} dimension(s), got {shown(ids)}"
-        )
-    low, high = (int(x) for x in torch.aminmax(ids))
-    if low < 0 or high >= limit:
-        raise ValueError(f"{name} must be ids from 0 to {limit - 1}, got ids from {low} to {high}")
+        wanted = f"nonempty int64 tensor of {dim} dimension(s)"
+        raise ValueError(f"{name} must be a {wanted}, got {shown(ids)}")
+    least, most = (int(x) for x in torch.aminmax(ids))
+    if least < low or most >= limit:
+        got = f"got ids from {least} to {most}"
+        raise ValueError(f"{name} must be ids from {low} to {limit - 1}, {got}")
 
 
-def check_distribution(name: str, logps: Tensor) -> None:
-    """Raises unless each row (the last dimension) holds log-probabilities that sum to 1."""
-    check_tensors(**{name: logps})
-    if not logps.is_floating_point() or logps.dim() == 0:
-        raise ValueError(f"{name} must hold log-probabilities, got {shown(logps)}")
-    total = logps.double().logsumexp(-1)
-    if not (total.abs() < 1e-4).all():  # NaN fails as well
-        raise ValueError(
-            f"{name} must be log-probabilities whose exponentials sum to 1 in every row; the "
-            f"largest deviation of log-sums from 0 is {float(total.abs().max()):.3g}"
-        )
+def check_distribution(name: str, values: Tensor, log: bool = True) -> None:
+    """Raise unless each row (the last dimension) holds log-probabilities that sum to 1.
+
+    With `log=False` the rows hold the probabilities themselves.
+    """
+    check_tensors(**{name: values})
+    kind = "log-probabilities whose exponentials" if log else "probabilities, at least 0, that"
+    expected = f"{name} must hold {kind} sum to 1 in every row, got"
+    if not values.is_floating_point() or values.dim() == 0 or values.numel() == 0:
+        raise ValueError(f"{expected} {shown(values)}")
+    p = values.double().exp() if log else values.double()
+    sums = p.sum(-1)
+    if not ((p >= 0).all() and ((sums - 1).abs() < 1e-4).all()):  # NaN fails as well
+        got = f"sums from {sums.min():.5g} to {sums.max():.5g} and a least entry of {p.min():.5g}"
+        raise ValueError(f"{expected} {got}")
 
 
 def check_generator(generator: torch.Generator) -> None:
-    """Raises a TypeError unless this is a torch generator: chance never comes from elsewhere."""
+    """Raise a TypeError unless this is a torch generator: chance never comes from elsewhere."""
     check_type("generator", generator, torch.Generator, "a torch.Generator, see make_generator")

@@ -1,32 +1,43 @@
-"""Steps 2 and 3 at once, offline: DPO, preferences straight to the policy (L20 – L27).
+"""Steps 2 and 3 at once, offline: DPO and its family, preferences straight to the policy.
 
-Read from top to bottom: the reference's log-probabilities once, loss, update, measure.
+Read from top to bottom: settings, losses, one step, measuring, training.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf_toy.exact import Yardstick
-from rlhf_toy.losses import dpo_loss, implicit_reward, preference_accuracy
-from rlhf_toy.models import PolicyModel, check_fits
+from rlhf_toy.checks import check_choice, check_number, check_type
+from rlhf_toy.exact import Yardstick, make_yardstick
+from rlhf_toy.losses import (
+    PairLogps,
+    cdpo_loss,
+    dpo_loss,
+    ipo_loss,
+    preference_accuracy,
+)
+from rlhf_toy.models import Policy, PolicyModel, check_fits
 from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.training import (
     BestSoFar,
     History,
-    Run,
+    Metrics,
+    State,
     Watch,
     check_settings,
-    digest,
     linear_decay,
+    make_checkpoint,
     make_generator,
     minibatch,
     pick_device,
+    run_steps,
+    trainable_copy,
 )
 
 
@@ -35,44 +46,166 @@ class DPOSettings:
     """Settings of DPO, under the field's names."""
 
     beta: float = 0.5  # KL weight
+    loss: str = "dpo"  # a key of LOSSES
+    label_smoothing: float = 0.0  # share of labels taken to be wrong, for the loss "cdpo"
     steps: int = 300
     batch_size: int = 512  # pairs
     learning_rate: float = 5e-4  # falls linearly to 0 …
     warmup_steps: int = 100  # … once it has risen: early leaps put mass on what no pair shows
     held_out: float = 0.1  # share of the pairs that are kept for measuring
-    early_stopping: bool = True  # hand back the policy that was best on the held-out pairs
-    measure_every: int = 25  # steps between two exact measurements and looks at the held-out pairs
+    early_stopping: bool = True  # return the policy that was best on the held-out pairs
+    measure_every: int = 25  # steps between two measurements, exact and on the held-out pairs
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "warmup_steps", "measure_every")
-        check_settings(self, counts, ("beta", "learning_rate"), ("held_out",))
+        check_settings(
+            self,
+            counts,
+            positive=("beta", "learning_rate"),
+            shares=("held_out",),
+            flags=("early_stopping",),
+        )
+        check_choice("loss", self.loss, LOSSES)
+        check_number("label_smoothing", self.label_smoothing, low=0, below=0.5)
+        if (self.label_smoothing > 0) != (self.loss == "cdpo"):
+            raise ValueError(
+                "label_smoothing must be above 0 for the loss 'cdpo' and 0 for any other, got "
+                f"{self.label_smoothing} for {self.loss!r}"
+            )
+
+
+# What `DPOSettings.loss` may name: the loss of a batch of pairs, given settings and row weights.
+LOSSES: dict[str, Callable[[PairLogps, DPOSettings, Tensor | None], Tensor]] = {
+    "dpo": lambda pairs, s, weights: dpo_loss(*pairs.logps, s.beta, weights),
+    "ipo": lambda pairs, s, weights: ipo_loss(*pairs.logps, s.beta, weights),
+    "cdpo": lambda pairs, s, weights: cdpo_loss(*pairs.logps, s.beta, s.label_smoothing, weights),
+}
+
+
+@dataclass
+class DPOState(State):
+    """What changes during DPO."""
+
+    policy: PolicyModel
+    optimizer: torch.optim.Optimizer
+    best: BestSoFar  # on the held-out pairs
+
+    @classmethod
+    def start(
+        cls, policy: PolicyModel, settings: DPOSettings, generator: torch.Generator
+    ) -> DPOState:
+        """Return the state before the first step; `generator` also seeds the shuffling."""
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
+        return cls(generator, 0, policy, optimizer, BestSoFar(policy))
+
+
+def pair_logps(policy: Policy, preferences: PreferenceDataset) -> Tensor:
+    """Return log π(y|x) of both responses of each pair: [2, N], chosen first, in nats.
+
+    Sums over the tokens, not means. A response that occurs in many pairs is read once.
+
+    Raises:
+        ValueError: the policy was made for another world.
+    """
+    check_fits(policy, preferences.world)
+    prompts, responses, index = preferences.unique_responses()
+    logps = policy.token_logps(prompts, responses).sum(1)
+    return logps.index_select(0, index).view(2, -1)
+
+
+def preference_loss(
+    policy: Policy,
+    preferences: PreferenceDataset,
+    ref_logps: Tensor,
+    settings: DPOSettings,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, PairLogps]:
+    """Return the loss of some pairs that `settings.loss` names, and the log-probabilities in it.
+
+    Args:
+        policy: the language model.
+        preferences: the N pairs.
+        ref_logps: [2, N] `pair_logps` of the reference.
+        settings: see `DPOSettings`.
+        weights: [N] weights of the pairs.
+    """
+    world = preferences.world
+    pairs = PairLogps(
+        *pair_logps(policy, preferences),
+        *ref_logps,
+        chosen_lengths=world.response_mask(preferences.chosen).sum(1),
+        rejected_lengths=world.response_mask(preferences.rejected).sum(1),
+    )
+    return LOSSES[settings.loss](pairs, settings, weights), pairs
+
+
+def dpo_iteration(
+    state: DPOState, preferences: PreferenceDataset, ref_logps: Tensor, settings: DPOSettings
+) -> Metrics:
+    """Do one step of DPO on a batch of the N pairs; `ref_logps` [2, N] as in `preference_loss`."""
+    seed = state.generator.initial_seed()
+    rows = minibatch(len(preferences), settings.batch_size, state.step, seed)
+    loss, pairs = preference_loss(state.policy, preferences[rows], ref_logps[:, rows], settings)
+
+    linear_decay(
+        state.optimizer, settings.learning_rate, state.step, settings.steps, settings.warmup_steps
+    )
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    state.step += 1
+    with torch.no_grad():
+        chosen, rejected = pairs.implicit_rewards(settings.beta)
+        return {
+            "loss": loss.detach(),
+            "rewards/chosen": chosen.mean(),
+            "rewards/rejected": rejected.mean(),
+            "rewards/margins": (chosen - rejected).mean(),
+            "rewards/accuracies": preference_accuracy(chosen, rejected),
+            "logps/chosen": pairs.policy_chosen_logps.mean(),
+            "logps/rejected": pairs.policy_rejected_logps.mean(),
+        }
+
+
+def measure_held_out(
+    state: DPOState, held_out: PreferenceDataset, ref_logps: Tensor, settings: DPOSettings
+) -> Metrics:
+    """Measure the policy on held-out pairs, and keep its weights if they are the best so far."""
+    with torch.no_grad():
+        loss, pairs = preference_loss(state.policy, held_out, ref_logps, settings)
+        accuracy = preference_accuracy(*pairs.implicit_rewards(settings.beta))
+    state.best.offer(state.policy, float(loss))
+    return {"held_out/loss": loss, "held_out/accuracy": accuracy}
 
 
 def train_dpo(
     preferences: PreferenceDataset,
-    reference: PolicyModel,
+    reference: Policy,
     settings: DPOSettings = DPOSettings(),
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
     watch: Watch | None = None,
     start: PolicyModel | None = None,
+    yardstick: Yardstick | None = None,
 ) -> tuple[PolicyModel, History]:
-    """Fits a policy to preferences by the DPO loss (L23; Rafailov et al. 2023).
+    """Fit a policy to preferences by the DPO loss or one of its family (Rafailov et al. 2023).
 
     Args:
         preferences: the pairs; a share of them is held out.
-        reference: π_ref, in the loss and in the yardstick.
+        reference: π_ref, in the loss and in the yardstick: a GPT or a table.
         settings: see `DPOSettings`.
         seed: of split and batches.
         device: None picks CUDA where there is one.
-        checkpoint: a file to save to and to go on from.
-        watch: called after every step with the number of steps so far, the policy as it is
-            (a copy is needed to keep it) and the history, in place of the progress bar. Training
-            waits until it returns. What it raises ends the run, once the checkpoint is written.
-        start: where the policy starts; None: at the reference. With the policy of an earlier round,
-            and its pairs joined with new ones, training goes on. Pairs that are held out now may be
-            pairs that it was trained on.
+        checkpoint: a file to save to and to resume from.
+        watch: called after every step with the number of steps so far, the policy as it is (a copy
+            is needed to keep it) and the history, in place of the progress bar. Training waits
+            until it returns. What it raises ends the run, once the checkpoint is written.
+        start: where the policy starts; None: at the reference, which must then be a GPT. Start from
+            the policy of an earlier round, with its pairs joined with new ones, to train further.
+            Pairs that are held out now may be pairs that it was trained on.
+        yardstick: measures the policy; None: `make_yardstick` of the pairs' world, the reference
+            and `settings.beta`.
 
     Returns:
         the policy (with early stopping, as it was when its loss on the held-out pairs was lowest),
@@ -83,72 +216,47 @@ def train_dpo(
         `exact/objective` and `exact/gap`.
 
     Raises:
-        ValueError: bad settings, seed, device, world, too few pairs, a start that does not fit the
-            world, or a checkpoint of another run.
+        TypeError, ValueError: bad settings, seed, device, too few pairs, models of another world,
+            or a checkpoint of another run.
+        DivergenceError: a metric or weight is no longer finite.
     """
+    check_type("preferences", preferences, PreferenceDataset, "a PreferenceDataset")
+    check_type("settings", settings, DPOSettings, "DPOSettings")
+    world = preferences.world
     device = pick_device(device)
     generator = make_generator(seed)
+    policy = trainable_copy(reference if start is None else start, world).to(device)
+    check_fits(reference, world)
     reference = copy.deepcopy(reference).to(device).requires_grad_(False)
-    policy = copy.deepcopy(reference if start is None else start).to(device).requires_grad_(True)
-    check_fits(policy, preferences.world)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
-    yardstick = Yardstick(preferences.world, reference, settings.beta)
-    # The reference does not change, so its log-probabilities are computed once.
     train, held_out = preferences.to(device).split(1 - settings.held_out, seed)
-    with torch.no_grad():
+    with torch.no_grad():  # once: the reference does not change
         ref_train, ref_held_out = pair_logps(reference, train), pair_logps(reference, held_out)
-    history, best = History(), BestSoFar(policy)
-    parts = {"policy": policy, "optimizer": optimizer, "best": best}
-    inputs = digest(
-        reference, policy, preferences.prompts, preferences.chosen, preferences.rejected
+    yardstick = yardstick or make_yardstick(world, reference, settings.beta)
+    state = DPOState.start(policy, settings, generator)
+    history = run_steps(
+        "DPO",
+        state,
+        lambda: dpo_iteration(state, train, ref_train, settings),
+        settings.steps,
+        measure=lambda: {
+            **measure_held_out(state, held_out, ref_held_out, settings),
+            **yardstick.metrics(policy),
+        },
+        measure_every=settings.measure_every,
+        record_every=settings.measure_every,
+        shown_metrics={"exact/gap": "gap", "loss": "loss"},
+        checkpoint=make_checkpoint(
+            checkpoint,
+            "DPO",
+            settings,
+            seed,
+            world=world.fingerprint,
+            reference=reference,
+            start=policy,
+            pairs=(preferences.prompts, preferences.chosen, preferences.rejected),
+        ),
+        watch=watch,
     )
-    run = Run("DPO", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
-
-    for step in run.steps(settings.steps, {"exact/gap": "gap", "loss": "loss"}):
-        rows = minibatch(len(train), settings.batch_size, step, seed)
-        batch = train[rows]
-        chosen_logps, rejected_logps = pair_logps(policy, batch)
-        ref_chosen_logps, ref_rejected_logps = ref_train[:, rows]
-        loss = dpo_loss(
-            chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, settings.beta
-        )
-
-        linear_decay(optimizer, settings.learning_rate, step, settings.steps, settings.warmup_steps)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-        if (step + 1) % settings.measure_every == 0 or step + 1 == settings.steps:
-            with torch.no_grad():
-                chosen = implicit_reward(chosen_logps, ref_chosen_logps, settings.beta)
-                rejected = implicit_reward(rejected_logps, ref_rejected_logps, settings.beta)
-                held_out_logps = pair_logps(policy, held_out)
-                held_out_loss = dpo_loss(*held_out_logps, *ref_held_out, settings.beta)
-                held_out_rewards = implicit_reward(held_out_logps, ref_held_out, settings.beta)
-            metrics = {
-                "loss": loss,
-                "rewards/chosen": chosen.mean(),
-                "rewards/rejected": rejected.mean(),
-                "rewards/margins": (chosen - rejected).mean(),
-                "rewards/accuracies": preference_accuracy(chosen, rejected),
-                "logps/chosen": chosen_logps.mean(),
-                "logps/rejected": rejected_logps.mean(),
-                "held_out/loss": held_out_loss,
-                "held_out/accuracy": preference_accuracy(*held_out_rewards),
-                **yardstick.metrics(policy),
-            }
-            history.record(step + 1, metrics)
-            best.offer(policy, float(held_out_loss))
     if settings.early_stopping:
-        best.restore(policy)
+        state.best.restore(policy)
     return policy, history
-
-
-def pair_logps(policy: PolicyModel, preferences: PreferenceDataset) -> Tensor:
-    """log π(y|x) of both responses of each pair: [2, N], chosen first, in nats.
-
-    Sums over the tokens, not means. A response that stands in many pairs is read once.
-    """
-    prompts, responses, index = preferences.unique_responses()
-    logps = policy.token_logps(prompts, responses).sum(1)
-    return logps.index_select(0, index).view(2, -1)

@@ -13,14 +13,15 @@ logits of y_{t+1}, the value head V(s_t), and the reward head, read at the last 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_toy.envs.text_world import TextWorld, response_mask
+from rlhf_toy.checks import check_generator, check_ids, check_tensors, shown
+from rlhf_toy.envs.text_world import TextWorld, response_mask, unwrap
 from rlhf_toy.losses import token_logps
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of each block, [B, heads, positions, d]
@@ -34,6 +35,7 @@ class GPTConfig:
     n_positions: int
     n_actions: int
     end_token: int | None
+    vocabulary: str  # of the world, see `TextWorld.vocabulary`
     n_layer: int = 2
     n_head: int = 4
     n_embd: int = 64
@@ -46,6 +48,7 @@ class GPTConfig:
             n_positions=world.max_length + 1,
             n_actions=world.n_actions,
             end_token=world.end_token,
+            vocabulary=world.vocabulary,
             **sizes,
         )
 
@@ -120,6 +123,7 @@ class _Model(nn.Module):
     def __init__(self, config: GPTConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
+        self.vocabulary, self.end_token = config.vocabulary, config.end_token
         with torch.device("meta"):  # no draw from the global random state
             self.body = GPT(config)
         self.to_empty(device="cpu")
@@ -144,15 +148,40 @@ class _Model(nn.Module):
         return torch.cat([prompts[:, None] + self.config.n_actions + 1, responses], dim=1)
 
 
-class PolicyModel(_Model):
-    """π_θ(y|x), the language model: logits over words and end token (L3, L4).
+class _Policy(nn.Module):
+    """What every policy over a world's words can do, given `forward` and `next_logits`."""
+
+    vocabulary: str  # of the world it was made for, see `TextWorld.vocabulary`
+    end_token: int | None
+
+    def token_logps(
+        self, prompts: Tensor, responses: Tensor, actions: Tensor | None = None
+    ) -> Tensor:
+        """Return log π(action | state) of each token, [B], [B, T] → [B, T], in nats.
+
+        Args:
+            prompts: [B] prompt indices.
+            responses: [B, T] the tokens that were written, which decide the states.
+            actions: [B, T] the tokens that were chosen; the responses themselves by default. They
+                differ in a world with stochastic transitions.
+
+        Returns:
+            [B, T]; 0 after a response's end, so a row's sum is log π(y|x).
+        """
+        mask = response_mask(responses, self.end_token)
+        chosen = responses if actions is None else actions
+        return token_logps(self(prompts, responses), chosen, mask)
+
+
+class PolicyModel(_Model, _Policy):
+    """π_θ(y|x), the language model: logits over words and end token.
 
     The output weights are the word embeddings (tied, as in GPT-2), of which only the rows of the
     actions are used: prompts and the pad token are never written.
     """
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Logits of every token of the responses, each given what stands before it.
+        """Return the logits of every token of the responses, each given what comes before it.
 
         Args:
             prompts: [B] prompt indices.
@@ -165,16 +194,101 @@ class PolicyModel(_Model):
         return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the body returned [B, T, n_embd] → logits [B, T, A]."""
+        """Turn what the body returned [B, T, n_embd] into logits [B, T, A]."""
         return hidden @ self.body.wte.weight[: self.config.n_actions].T
 
-    def token_logps(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """log π(y_{t+1} | s_t) of each token of the responses, [B], [B, T] → [B, T], in nats.
+    def next_logits(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Read one more token of each sequence, and return the logits of the next action.
 
-        Entries after a response's end are 0, so that a row's sum is log π(y|x) (L4).
+        Args:
+            tokens: [B] token ids; the prompts' tokens where `past` is None.
+            past: the cache that the call before returned.
+
+        Returns:
+            [B, A] logits and the cache for the next call.
         """
-        mask = response_mask(responses, self.config.end_token)
-        return token_logps(self(prompts, responses), responses, mask)
+        hidden, past = self.body(tokens[:, None], past)
+        return self.logits(hidden)[:, 0], past
+
+
+class TablePolicy(_Policy):
+    """A policy that is a table over the states of a finite automaton, such as a Markov chain.
+
+    Writing a token a in state s leads to state `successors[s, a]`. Wherever a reference policy is
+    wanted, this can stand in for a GPT.
+
+    Args:
+        world: whose prompts and words it uses.
+        logits: [S, A], or [X, S, A] where the prompts differ; log π(a|s) up to a constant.
+        successors: [S, A] int64 states.
+        start: [X] int64, the state in which the response to each prompt begins; 0 by default.
+
+    Raises:
+        TypeError, ValueError: tables that do not fit each other or the world, states that do not
+            exist, or logits that are not finite: the KL to a probability of 0 would be infinite.
+    """
+
+    def __init__(
+        self,
+        world: TextWorld,
+        logits: Tensor,
+        successors: Tensor,
+        start: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        world = unwrap(world)
+        check_tensors(logits=logits)
+        start = torch.zeros(world.n_prompts, dtype=torch.long) if start is None else start
+        S = logits.shape[-2] if logits.dim() in (2, 3) else 0
+        check_ids("successors", successors, S, dim=2)
+        check_ids("start", start, S, dim=1)
+        shape = (S, world.n_actions)
+        if logits.shape not in (shape, (world.n_prompts, *shape)) or successors.shape != shape:
+            raise ValueError(
+                f"logits must be [S, A] or [X, S, A] and successors [S, A] with A = "
+                f"{world.n_actions} and X = {world.n_prompts}, got {list(logits.shape)} and "
+                f"{list(successors.shape)}"
+            )
+        if len(start) != world.n_prompts:
+            raise ValueError(f"start must be [{world.n_prompts}], got {list(start.shape)}")
+        if not logits.isfinite().all():
+            raise ValueError("logits must be finite: give every action a probability above 0")
+        self.vocabulary, self.end_token = world.vocabulary, world.end_token
+        self.table = nn.Parameter(logits.detach().clone())
+        self.register_buffer("successors", successors)
+        self.register_buffer("start", start)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self.table.device
+
+    def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """Return the logits of every token, as `PolicyModel.forward`: [B], [B, T] → [B, T, A]."""
+        states = [self.start[prompts]]
+        for t in range(responses.shape[1] - 1):
+            states.append(self._after(states[-1], responses[:, t]))
+        return self._logits(prompts[:, None], torch.stack(states, dim=1))
+
+    def next_logits(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Read one more token of each sequence, as `PolicyModel.next_logits`."""
+        if past is None:
+            prompts = tokens - self.successors.shape[1] - 1
+            states = self.start[prompts]
+        else:
+            prompts, states = past[0]
+            states = self._after(states, tokens)
+        return self._logits(prompts, states), [(prompts, states)]
+
+    def _after(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The states after some tokens; after the pad token, which is no action, any will do."""
+        return self.successors[states, tokens.clamp(max=self.successors.shape[1] - 1)]
+
+    def _logits(self, prompts: Tensor, states: Tensor) -> Tensor:
+        return self.table[states] if self.table.dim() == 2 else self.table[prompts, states]
+
+
+Policy = PolicyModel | TablePolicy
 
 
 class _ScalarModel(_Model):
@@ -188,17 +302,17 @@ class _ScalarModel(_Model):
 
 
 class RewardModel(_ScalarModel):
-    """r_φ(x, y): one scalar for a prompt and a whole response (L6)."""
+    """r_φ(x, y): one scalar for a prompt and a whole response."""
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Rewards in logits, read at each response's last real token: [B], [B, T] → [B]."""
         hidden, _ = self.body(self.sequence(prompts, responses))
-        last = response_mask(responses, self.config.end_token).sum(1)  # position 0 is the prompt
+        last = response_mask(responses, self.end_token).sum(1)  # position 0 is the prompt
         return self.head(hidden[torch.arange(len(last), device=last.device), last])[:, 0]
 
 
 class ValueModel(_ScalarModel):
-    """V_W(s_t), the critic (L13)."""
+    """V_W(s_t), the critic."""
 
     def start_from(self, model: _Model) -> None:
         """Copies the body's weights from another model, as is usual for a critic."""
@@ -213,59 +327,84 @@ class ValueModel(_ScalarModel):
         return self.head(hidden)[..., 0]
 
 
-def check_fits(model: PolicyModel | RewardModel, world: TextWorld) -> None:
-    """Raises a ValueError unless the model was made for a world with these words and prompts."""
-    fitting = GPTConfig.for_world(world)
-    for name in ("vocab_size", "n_actions", "n_positions", "end_token"):
-        here, there = getattr(model.config, name), getattr(fitting, name)
-        if here != there:
-            raise ValueError(f"the model has {name} {here}, but this world needs {there}")
+def check_fits(model: nn.Module, world: TextWorld) -> None:
+    """Raises unless the model was made for a world with these prompts, words and length."""
+    if not hasattr(model, "vocabulary"):
+        raise TypeError(f"expected a model such as PolicyModel or RewardModel, got {shown(model)}")
+    if model.vocabulary != world.vocabulary:
+        raise ValueError(
+            f"the {type(model).__name__} was made for another world: prompts, words and max_length "
+            f"(here {world.n_prompts} prompts, {world.n_words} words, {world.max_length}) must be "
+            "those that it was trained with"
+        )
 
 
-class Rollout(NamedTuple):
-    """Sampled responses, each [B, T]."""
+@dataclass(frozen=True)
+class Rows:
+    """Tensors with one row a response, which are indexed together."""
 
-    actions: Tensor  # what the policy chose, padded
-    responses: Tensor  # what the world appended, padded: the same, unless the pen slips
-    logps: Tensor  # log π(action | state) in nats, 0 after the end
-    mask: Tensor  # True up to and including the end
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        """Some of the rows, by a slice, a mask or indices."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Rollout(Rows):
+    """Sampled responses."""
+
+    prompts: Tensor  # [B] prompt indices
+    actions: Tensor  # [B, T] what the policy chose, padded
+    responses: Tensor  # [B, T] what the world appended: the same unless transitions are stochastic
+    logps: Tensor  # [B, T] log π(action | state) in nats, 0 after the end
+    mask: Tensor  # [B, T] True up to and including the end
+
+
+@torch.inference_mode()
+def _draw(
+    policy: Policy, world: TextWorld, prompts: Tensor, generator: torch.Generator
+) -> list[Tensor]:
+    """Actions, responses, logps and mask, as `Rollout` has them."""
+    tokens, past = world.prompt_tokens(prompts), None
+    over = torch.zeros_like(prompts, dtype=torch.bool)
+    columns = []
+    for _ in range(world.max_length):
+        logits, past = policy.next_logits(tokens, past)
+        logps = logits.log_softmax(-1)  # [B, A]
+        action = torch.multinomial(logps.exp(), 1, generator=generator)
+        logp = logps.gather(1, action)[:, 0].masked_fill(over, 0.0)
+        uniforms = torch.rand(len(prompts), generator=generator, device=prompts.device)
+        token = world.transition(action[:, 0], uniforms)
+        action, tokens = (x.masked_fill(over, world.pad_token) for x in (action[:, 0], token))
+        columns.append((action, tokens, logp, ~over))
+        if world.end_token is not None:
+            over = over | (tokens == world.end_token)
+    return [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
 
 
 def sample(
-    policy: PolicyModel, world: TextWorld, prompts: Tensor, generator: torch.Generator
+    policy: Policy, world: TextWorld, prompts: Tensor, generator: torch.Generator
 ) -> Rollout:
-    """Samples a response to each prompt, y ~ π_θ(·|x), at temperature 1, with a KV cache.
+    """Sample a response to each prompt, y ~ π_θ(·|x), at temperature 1, with a KV cache.
 
     Args:
-        policy: the language model.
-        world: where the words are appended.
+        policy: the language model, or a table.
+        world: where the words are appended, bare or in Gymnasium's wrappers.
         prompts: [B] prompt indices, on the policy's device.
-        generator: the source of chance, on the same device.
+        generator: the source of randomness, on the same device.
 
     Returns:
         A `Rollout`, without gradient.
 
     Raises:
-        ValueError: the policy was made for another world.
+        TypeError: an argument of the wrong kind.
+        ValueError: prompts that the world does not have, or a policy made for another world.
     """
+    world = unwrap(world)
     check_fits(policy, world)
-    with torch.inference_mode():
-        tokens, past = world.prompt_tokens(prompts)[:, None], None
-        over = torch.zeros_like(prompts, dtype=torch.bool)
-        columns = []
-        for _ in range(world.max_length):
-            hidden, past = policy.body(tokens, past)
-            logps = policy.logits(hidden)[:, 0].log_softmax(-1)  # [B, A]
-            action = torch.multinomial(logps.exp(), 1, generator=generator)
-            logp = logps.gather(1, action)[:, 0].masked_fill(over, 0.0)
-            uniforms = torch.rand(len(prompts), generator=generator, device=prompts.device)
-            token = world.transition(action[:, 0], uniforms)
-            written = [
-                column.masked_fill(over, world.pad_token) for column in (action[:, 0], token)
-            ]
-            columns.append((*written, logp, ~over))
-            if world.end_token is not None:
-                over = over | (token == world.end_token)
-            tokens = written[1][:, None]
-        rollout = [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
-    return Rollout(*(tensor.clone() for tensor in rollout))  # usable where gradients are taken
+    check_ids("prompts", prompts, world.n_prompts, dim=1)
+    check_generator(generator)
+    # Clones of what inference mode made can be used where gradients are taken.
+    return Rollout(prompts, *(x.clone() for x in _draw(policy, world, prompts, generator)))

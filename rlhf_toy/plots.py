@@ -1,4 +1,4 @@
-"""One style for every figure of the course, and the figures that several places draw."""
+"""One style for every figure, and the figures that are drawn in several places."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 
+from rlhf_toy.checks import check_number, check_type
 from rlhf_toy.exact import Measure, Yardstick, expected_reward, gibbs_policy, kl_divergence
 
-# Okabe & Ito's palette: told apart by the colour-blind. Markers differ as well.
+# Okabe & Ito's palette, which colour-blind readers can tell apart. Markers differ as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "P", "v", "X")
 
-
-# matplotlib's defaults in the course.
+# Our defaults for matplotlib.
 STYLE = {
     "axes.prop_cycle": cycler(color=COLOURS),
     "axes.grid": True,
@@ -34,24 +34,34 @@ STYLE = {
 
 
 def use_style() -> None:
-    """Sets matplotlib's defaults to the course's style."""
+    """Set matplotlib's defaults to the course's style."""
     mpl.rcParams.update(STYLE)
 
 
 def frontier_figure(yardstick: Yardstick, measures: Mapping[str, Measure]) -> Figure:
-    """The exact reward–KL frontier over all β, and policies as points on it or under it (L16, L17).
+    """Draw the exact reward–KL frontier over all β, with policies as points on it or below it.
 
-    No policy lies above the curve: for each KL it is the highest reward there is. The dashed line
+    No policy lies above the curve: it is the highest possible reward for each KL. The dashed line
     is reward = J* + β KL; it touches the curve at the optimum for β, and a policy's vertical
-    distance to it is what its J lacks.
+    distance to it is J* − J(π).
 
     Args:
         yardstick: world, reference and β.
         measures: a `Measure` for each policy's name.
 
     Returns:
-        the figure; whoever asked for it shows or closes it.
+        the figure, which the caller shows or closes.
+
+    Raises:
+        TypeError: not a yardstick, or measures that are not a dict of them.
+        ValueError: no measures, or one whose KL is not finite.
     """
+    check_type("measures", measures, Mapping, "a dict of names and measures")
+    for name, measure in measures.items():
+        check_type(f"measures[{name!r}]", measure, Measure, "a Measure, see Yardstick.measure")
+        check_number(f"the KL of {name!r}", measure.kl)
+    if not measures:
+        raise ValueError("measures must have at least one policy, got an empty dict")
     kls, rewards = frontier(yardstick, max_kl=1.25 * max(m.kl for m in measures.values()))
     with mpl.rc_context():
         use_style()
@@ -59,23 +69,12 @@ def frontier_figure(yardstick: Yardstick, measures: Mapping[str, Measure]) -> Fi
         axes.plot(kls, rewards, color="0.25", label="frontier: Gibbs policies for all β")
         line = yardstick.optimum + yardstick.beta * kls
         seen = line <= 1.05 * rewards.max()
-        axes.plot(
-            kls[seen],
-            line[seen],
-            "--",
-            color="0.55",
-            linewidth=1.2,
-            label=f"reward = J* + β KL, β = {yardstick.beta:g}",
-        )
+        label = f"reward = J* + β KL, β = {yardstick.beta:g}"
+        axes.plot(kls[seen], line[seen], "--", color="0.55", linewidth=1.2, label=label)
         for i, (name, measure) in enumerate(measures.items()):
-            axes.plot(
-                measure.kl,
-                measure.reward,
-                MARKERS[i % len(MARKERS)],
-                markersize=9,
-                color=COLOURS[i % len(COLOURS)],
-                label=f"{name}: gap {round(measure.gap, 3) + 0.0:.1%}",
-            )
+            label = f"{name}: gap {round(measure.gap, 3) + 0.0:.1%}"
+            marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
+            axes.plot(measure.kl, measure.reward, marker, markersize=9, color=colour, label=label)
         axes.set_xlabel("KL(π ‖ π_ref), nats per response")
         axes.set_ylabel("true reward, logits")
         axes.legend(loc="lower right", fontsize=9)
@@ -83,7 +82,21 @@ def frontier_figure(yardstick: Yardstick, measures: Mapping[str, Measure]) -> Fi
 
 
 def frontier(yardstick: Yardstick, max_kl: float) -> tuple[np.ndarray, np.ndarray]:
-    """KL and true reward of the Gibbs policies for β from large to small, up to a KL."""
+    """Return the reward–KL frontier: the Gibbs policies for β from large to small, up to a KL.
+
+    Args:
+        yardstick: world, reference and β.
+        max_kl: in nats; the frontier ends just above it.
+
+    Returns:
+        KL in nats and true reward in logits of each policy, both [N].
+
+    Raises:
+        TypeError: not a yardstick, or a KL that is not a number.
+        ValueError: a KL that is not finite.
+    """
+    check_type("yardstick", yardstick, Yardstick, "a Yardstick")
+    check_number("max_kl", max_kl)
     kls, rewards = [], []
     for beta in np.geomspace(100, 0.02, 120):
         logps = gibbs_policy(yardstick.ref_logps, yardstick.rewards, beta)

@@ -1,6 +1,6 @@
-"""Step 3, online: PPO-Clip with a critic, on a reward less β times the KL term (L10 – L14).
+"""Step 3, online: PPO-Clip with a critic, on a reward minus β times the KL term.
 
-Read from top to bottom: sample, reward, advantage, update, measure.
+Read from top to bottom: settings, advantages, loss, one iteration, training.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlhf_toy.envs import TextWorld
-from rlhf_toy.exact import Yardstick
+from rlhf_toy.checks import check_choice, check_number, check_positive, check_type, shown
+from rlhf_toy.envs import TextWorld, unwrap
+from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import (
+    AGGREGATES,
     approx_kl,
     gae,
     masked_mean,
@@ -24,20 +26,22 @@ from rlhf_toy.losses import (
     value_loss,
     whiten,
 )
-from rlhf_toy.models import PolicyModel, ValueModel, sample
+from rlhf_toy.models import Policy, PolicyModel, Rollout, ValueModel, check_fits, sample
 from rlhf_toy.training import (
     History,
-    Run,
+    Metrics,
+    Reward,
+    State,
     Watch,
     check_settings,
-    digest,
     linear_decay,
+    make_checkpoint,
     make_generator,
     pick_device,
+    reward_digest,
+    run_steps,
+    trainable_copy,
 )
-
-UPDATE_METRICS = ("loss/policy", "loss/value", "val/ratio", "policy/approxkl", "policy/clipfrac")
-Reward = Callable[[Tensor, Tensor], Tensor]  # prompts [B], responses [B, T] → rewards [B]
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,20 @@ class PPOSettings:
     gamma: float = 1.0
     lam: float = 0.95
     max_grad_norm: float = 1.0
-    use_critic: bool = True  # without one, advantages are plain rewards-to-go
+    use_critic: bool = True  # without one V is 0, and advantages are rewards-to-go if lam is 1
     whiten_advantages: bool = True
+    aggregate: str = "token"  # what the policy loss averages over, see `aggregate_loss`
     measure_every: int = 25  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
         counts = ("iterations", "batch_size", "num_ppo_epochs", "num_mini_batches", "measure_every")
         positive = ("beta", "learning_rate", "vf_coef", "cliprange", "max_grad_norm")
-        check_settings(self, counts, positive)
-        if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
-            raise ValueError(f"gamma and lam must be in [0, 1], got {self.gamma} and {self.lam}")
-        if self.cliprange_value is not None and not self.cliprange_value > 0:
-            raise ValueError(f"cliprange_value must be above 0, got {self.cliprange_value}")
+        check_settings(self, counts, positive, flags=("use_critic", "whiten_advantages"))
+        check_number("gamma", self.gamma, 0, 1)
+        check_number("lam", self.lam, 0, 1)
+        check_choice("aggregate", self.aggregate, AGGREGATES)
+        if self.cliprange_value is not None:
+            check_positive(cliprange_value=self.cliprange_value)
         if self.batch_size % self.num_mini_batches:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of num_mini_batches "
@@ -75,29 +81,210 @@ class PPOSettings:
             )
 
 
+@dataclass
+class PPOState(State):
+    """What changes during PPO."""
+
+    policy: PolicyModel
+    critic: nn.Module  # prompts [B], responses [B, T] → values [B, T]
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def start(
+        cls,
+        policy: PolicyModel,
+        critic: nn.Module,
+        settings: PPOSettings,
+        generator: torch.Generator,
+    ) -> PPOState:
+        """Return the state before the first iteration."""
+        parameters = [*policy.parameters(), *critic.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, eps=1e-5, fused=True)
+        return cls(generator, 0, policy, critic, optimizer)
+
+
+@dataclass(frozen=True)
+class Experience(Rollout):
+    """A rollout with what the update needs."""
+
+    advantages: Tensor  # [B, T]
+    returns: Tensor  # [B, T] the critic's targets
+    old_values: Tensor  # [B, T] the critic's values when the responses were sampled
+
+
+def make_experience(
+    rollout: Rollout,
+    scores: Tensor,
+    ref_logps: Tensor,
+    critic: nn.Module,
+    settings: PPOSettings,
+    weights: Tensor | None = None,
+) -> Experience:
+    """Return how much better than expected each token was.
+
+    Args:
+        rollout: B responses of the policy.
+        scores: [B] rewards of the whole responses.
+        ref_logps: [B, T] log π_ref of each token.
+        critic: prompts [B], responses [B, T] → values [B, T].
+        settings: see `PPOSettings`.
+        weights: [B] weights of the responses, for the whitening.
+    """
+    # The reward on the last token, −β log-ratio on every one.
+    rewards = token_rewards(scores, rollout.logps, ref_logps, rollout.mask, settings.beta)
+    old_values = critic(rollout.prompts, rollout.responses)
+    baseline = old_values if settings.use_critic else torch.zeros_like(old_values)
+    advantages, returns = gae(rewards, baseline, rollout.mask, settings.gamma, settings.lam)
+    if settings.whiten_advantages:
+        advantages = whiten(advantages, rollout.mask, weights)
+    return Experience(
+        **vars(rollout), advantages=advantages, returns=returns, old_values=old_values
+    )
+
+
+def ppo_loss(
+    policy: Policy,
+    critic: nn.Module,
+    batch: Experience,
+    settings: PPOSettings,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Metrics]:
+    """Return PPO's loss of a batch, clipped policy loss plus `vf_coef` times value loss.
+
+    Args:
+        policy: as it is now.
+        critic: as it is now.
+        batch: B responses, sampled by the policy as it was.
+        settings: see `PPOSettings`.
+        weights: [B] weights of the responses.
+
+    Returns:
+        scalar, and metrics of the batch without gradient: `loss/policy`, `loss/value`, `val/ratio`,
+        `policy/approxkl` and `policy/clipfrac` (means over tokens).
+    """
+    logps = policy.token_logps(batch.prompts, batch.responses, batch.actions)
+    loss_policy = ppo_clip_loss(
+        logps,
+        batch.logps,
+        batch.advantages,
+        batch.mask,
+        settings.cliprange,
+        settings.aggregate,
+        weights,
+    )
+    values = critic(batch.prompts, batch.responses)
+    loss_value = value_loss(
+        values, batch.old_values, batch.returns, batch.mask, settings.cliprange_value, weights
+    )
+    with torch.no_grad():
+        ratio = (logps - batch.logps).exp()
+        clipped = ((ratio - 1).abs() > settings.cliprange).float()
+        approxkl = approx_kl(batch.logps, logps, "k3")
+        metrics = {
+            "loss/policy": loss_policy.detach(),
+            "loss/value": loss_value.detach(),
+            "val/ratio": masked_mean(ratio, batch.mask, weights),
+            "policy/approxkl": masked_mean(approxkl, batch.mask, weights),
+            "policy/clipfrac": masked_mean(clipped, batch.mask, weights),
+        }
+    return loss_policy + settings.vf_coef * loss_value, metrics
+
+
+def ppo_iteration(
+    state: PPOState, world: TextWorld, reference: Policy, reward: Reward, settings: PPOSettings
+) -> Metrics:
+    """Do one iteration of PPO: sample, reward, advantages, updates.
+
+    Args:
+        state: what changes.
+        world: where responses are written.
+        reference: π_ref, on the state's device.
+        reward: prompts [B], responses [B, T] → rewards [B].
+        settings: see `PPOSettings`.
+
+    Returns:
+        the metrics of `train_ppo` that are not exact.
+    """
+    # Sample responses from the policy as it is.
+    prompts = world.sample_prompts(settings.batch_size, state.generator)
+    rollout = sample(state.policy, world, prompts, state.generator)
+    with torch.no_grad():
+        scores = check_scores(reward(prompts, rollout.responses), prompts)
+        ref_logps = reference.token_logps(prompts, rollout.responses, rollout.actions)
+        experience = make_experience(rollout, scores, ref_logps, state.critic, settings)
+
+    # Step towards what was better, within the clip.
+    linear_decay(state.optimizer, settings.learning_rate, state.step, settings.iterations)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    updates = []
+    for _ in range(settings.num_ppo_epochs):
+        order = torch.randperm(
+            settings.batch_size, generator=state.generator, device=prompts.device
+        )
+        for rows in order.chunk(settings.num_mini_batches):
+            loss, metrics = ppo_loss(state.policy, state.critic, experience[rows], settings)
+            state.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            state.optimizer.step()
+            updates.append(metrics)
+    state.step += 1
+
+    kl = approx_kl(rollout.logps, ref_logps).sum(1).mean()
+    return {
+        "objective/kl": kl,
+        "objective/entropy": -rollout.logps.sum(1).mean(),
+        "objective/scores": scores.mean(),
+        "objective/non_score_reward": -settings.beta * kl,
+        "objective/rlhf_reward": scores.mean() - settings.beta * kl,
+        "val/ratio_first": updates[0]["val/ratio"],
+        **{name: torch.stack([u[name] for u in updates]).mean() for name in updates[0]},
+    }
+
+
+def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Return rewards [B] as float32; raise unless there is one finite number for each response."""
+    if not isinstance(scores, Tensor) or scores.shape != prompts.shape:
+        raise ValueError(
+            f"the reward function must return one number for each of {len(prompts)} responses, "
+            f"a tensor [{len(prompts)}], got {shown(scores)}"
+        )
+    if not scores.isfinite().all():
+        raise ValueError(
+            "the reward function returned NaN or inf; training stops here, and a checkpoint keeps "
+            "the last state that was saved"
+        )
+    return scores.float()
+
+
 def train_ppo(
     world: TextWorld,
-    reference: PolicyModel,
+    reference: Policy,
     reward: Reward,
     settings: PPOSettings = PPOSettings(),
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
     watch: Watch | None = None,
+    start: PolicyModel | None = None,
+    yardstick: Yardstick | None = None,
 ) -> tuple[PolicyModel, History]:
-    """Maximises J(π) = E[r] − β KL(π ‖ π_ref) by PPO (L10 – L14; Schulman et al. 2017).
+    """Maximise J(π) = E[r] − β KL(π ‖ π_ref) by PPO (Schulman et al. 2017; Ziegler et al. 2019).
 
     Args:
-        world: a deterministic world.
-        reference: π_ref, where the policy and the critic's body start.
+        world: one of this package's worlds, bare or in Gymnasium's wrappers.
+        reference: π_ref, in the reward and in the yardstick: a GPT or a table.
         reward: a `RewardModel`, or `world.response_rewards` for the true reward.
         settings: see `PPOSettings`.
         seed: of everything random.
         device: None picks CUDA where there is one.
-        checkpoint: a file to save to and to go on from.
+        checkpoint: a file to save to and to resume from.
         watch: called after every iteration with the number of iterations so far, the policy as it
             is (a copy is needed to keep it) and the history, in place of the progress bar. Training
             waits until it returns. What it raises ends the run, once the checkpoint is written.
+        start: where the policy and the critic's body start; None: at the reference, which must
+            then be a GPT.
+        yardstick: measures the policy; None: `make_yardstick(world, reference, settings.beta)`.
 
     Returns:
         the policy, and a history by iteration, under the field's names. Estimates on the samples of
@@ -110,80 +297,50 @@ def train_ppo(
         `exact/objective` and `exact/gap`.
 
     Raises:
-        ValueError: bad settings, seed, device, world, or a checkpoint of another run.
+        TypeError, ValueError: bad settings, seed, device, world, models of another world, a reward
+            that is not one finite number for each response, or a checkpoint of another run.
+        DivergenceError: a metric or weight is no longer finite.
     """
+    world = unwrap(world)
+    check_type("settings", settings, PPOSettings, "PPOSettings")
+    check_type(
+        "reward", reward, Callable, "a RewardModel or a function such as world.response_rewards"
+    )
     device = pick_device(device)
     generator = make_generator(seed, device)
+    policy = trainable_copy(reference if start is None else start, world).to(device)
+    check_fits(reference, world)
     reference = copy.deepcopy(reference).to(device).requires_grad_(False)
-    policy = copy.deepcopy(reference).requires_grad_(True)
     critic = ValueModel(policy.config, make_generator(seed))
-    critic.start_from(reference)
+    critic.start_from(policy)
     critic.to(device)
-    if isinstance(reward, torch.nn.Module):
+    if isinstance(reward, nn.Module):
+        check_fits(reward, world)
         reward = copy.deepcopy(reward).to(device)
-    parameters = [*policy.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, eps=1e-5, fused=True)
-    yardstick = Yardstick(world, reference, settings.beta)
-    history = History()
-    parts = {"policy": policy, "critic": critic, "optimizer": optimizer}
-    inputs = digest(reference, reward if isinstance(reward, torch.nn.Module) else "a function")
-    run = Run("PPO", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
-
-    shown = {"exact/gap": "gap", "objective/rlhf_reward": "J on samples", "objective/kl": "kl"}
-    for iteration in run.steps(settings.iterations, shown):
-        # Sample responses from the policy as it is (L3).
-        prompts = world.sample_prompts(settings.batch_size, generator)
-        _, responses, old_logps, mask = sample(policy, world, prompts, generator)
-        with torch.no_grad():
-            # The reward on the last token, −β log-ratio on every one (L10).
-            scores = reward(prompts, responses).float()
-            ref_logps = reference.token_logps(prompts, responses)
-            rewards = token_rewards(scores, old_logps, ref_logps, mask, settings.beta)
-            # How much better than expected each token was (L13).
-            old_values = critic(prompts, responses)
-            baseline = old_values if settings.use_critic else torch.zeros_like(old_values)
-            advantages, returns = gae(rewards, baseline, mask, settings.gamma, settings.lam)
-            if settings.whiten_advantages:
-                advantages = whiten(advantages, mask)
-
-        # Step towards what was better, within the clip (L12).
-        linear_decay(optimizer, settings.learning_rate, iteration, settings.iterations)
-        updates = []
-        for _ in range(settings.num_ppo_epochs):
-            order = torch.randperm(settings.batch_size, generator=generator, device=device)
-            for rows in order.chunk(settings.num_mini_batches):
-                logps = policy.token_logps(prompts[rows], responses[rows])
-                values = critic(prompts[rows], responses[rows])
-                loss_policy = ppo_clip_loss(
-                    logps, old_logps[rows], advantages[rows], mask[rows], settings.cliprange
-                )
-                loss_value = value_loss(
-                    values, old_values[rows], returns[rows], mask[rows], settings.cliprange_value
-                )
-                optimizer.zero_grad()
-                (loss_policy + settings.vf_coef * loss_value).backward()
-                torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                optimizer.step()
-                with torch.no_grad():
-                    ratio = (logps - old_logps[rows]).exp()
-                    clipped = ((ratio - 1).abs() > settings.cliprange).float()
-                    approxkl = approx_kl(old_logps[rows], logps, "k3")
-                    on_tokens = [masked_mean(x, mask[rows]) for x in (ratio, approxkl, clipped)]
-                    updates.append(torch.stack([loss_policy, loss_value, *on_tokens]))
-
-        update = dict(zip(UPDATE_METRICS, torch.stack(updates).mean(0), strict=True))
-        kl = approx_kl(old_logps, ref_logps).sum(1).mean()
-        metrics = {
-            "objective/kl": kl,
-            "objective/entropy": -old_logps.sum(1).mean(),
-            "objective/scores": scores.mean(),
-            "objective/non_score_reward": -settings.beta * kl,
-            "objective/rlhf_reward": scores.mean() - settings.beta * kl,
-            "val/ratio_first": updates[0][UPDATE_METRICS.index("val/ratio")],
-            **update,
-        }
-        # Measure against the exact optimum (L16, L17).
-        if (iteration + 1) % settings.measure_every == 0 or iteration + 1 == settings.iterations:
-            metrics |= yardstick.metrics(policy)
-        history.record(iteration + 1, metrics)
+    yardstick = yardstick or make_yardstick(world, reference, settings.beta)
+    state = PPOState.start(policy, critic, settings, generator)
+    history = run_steps(
+        "PPO",
+        state,
+        lambda: ppo_iteration(state, world, reference, reward, settings),
+        settings.iterations,
+        measure=lambda: yardstick.metrics(policy),
+        measure_every=settings.measure_every,
+        shown_metrics={
+            "exact/gap": "gap",
+            "objective/rlhf_reward": "J on samples",
+            "objective/kl": "kl",
+        },
+        checkpoint=make_checkpoint(
+            checkpoint,
+            "PPO",
+            settings,
+            seed,
+            world=world.fingerprint,
+            reference=reference,
+            start=policy,
+            reward=reward_digest(reward, world, device) if checkpoint else None,
+        ),
+        watch=watch,
+    )
     return policy, history

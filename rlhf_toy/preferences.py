@@ -1,4 +1,4 @@
-"""What the annotators answered: the dataset, collecting it, saving it (L8)."""
+"""What the annotators answered: the dataset, how it is collected, and its files."""
 
 from __future__ import annotations
 
@@ -6,36 +6,47 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_toy.annotators import Annotator
-from rlhf_toy.envs import TextWorld
+from rlhf_toy.annotators import Annotator, check_annotator
+from rlhf_toy.checks import (
+    check_count,
+    check_generator,
+    check_ids,
+    check_number,
+    check_shapes,
+    check_type,
+    shown,
+)
+from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.files import atomic_file
 from rlhf_toy.models import PolicyModel, sample
-from rlhf_toy.training import make_generator
+from rlhf_toy.training import make_generator, pick_device
 
 COLUMN_TENSORS = ("prompts", "chosen", "rejected")
 COLUMNS = ("prompt", "chosen", "rejected")
-PAIRS_AT_ONCE = 50_000  # pairs that are sampled at once: bounds the memory
+PAIRS_AT_ONCE = 50_000  # pairs sampled at once, to bound the memory
 
 
 @dataclass(frozen=True)
 class PreferenceDataset:
-    """Pairs of responses of which the first was preferred.
+    """Pairs of responses to the same prompt, one preferred to the other.
 
     Args:
-        world: whose prompts and words these are.
+        world: the world whose prompts and words these are, with or without Gymnasium's wrappers.
         prompts: [N] prompt indices.
         chosen: [N, T] token ids of the preferred responses, padded after their end.
-        rejected: [N, T] of the others.
+        rejected: [N, T] of the other ones.
 
     Raises:
-        TypeError: a column that is no tensor.
+        TypeError: not a world of this package, or a column that is not a tensor.
         ValueError: no pair, shapes that do not fit, ids that the world does not have, or a response
-            whose padding begins before its end.
+            with a pad token before its end.
     """
 
     world: TextWorld
@@ -44,25 +55,15 @@ class PreferenceDataset:
     rejected: Tensor
 
     def __post_init__(self) -> None:
-        for name in COLUMN_TENSORS:
-            if not isinstance(getattr(self, name), Tensor):
-                raise TypeError(f"{name} must be a tensor, got {getattr(self, name)!r}")
-        n, length = self.prompts.numel(), self.world.max_length
-        if self.prompts.dim() != 1 or n == 0:
-            raise ValueError(f"prompts must be [N], N at least 1, got {list(self.prompts.shape)}")
-        for name in ("chosen", "rejected"):
-            shape = list(getattr(self, name).shape)
-            if shape != [n, length]:
-                raise ValueError(f"{name} must be {[n, length]}, got {shape}")
-        for name, ids, limit in (
-            ("prompts", self.prompts, self.world.n_prompts),
-            ("chosen", self.chosen, self.world.pad_token + 1),
-            ("rejected", self.rejected, self.world.pad_token + 1),
-        ):
-            if ids.dtype != torch.long or int(ids.min()) < 0 or int(ids.max()) >= limit:
-                raise ValueError(f"{name} must be int64 ids from 0 to {limit - 1}")
-        for name in ("chosen", "rejected"):
-            ids = getattr(self, name)
+        object.__setattr__(self, "world", unwrap(self.world))
+        columns = {"chosen": self.chosen, "rejected": self.rejected}
+        shapes = {name: (ids, "NT") for name, ids in columns.items()}
+        length, T = self.world.max_length, check_shapes(prompts=(self.prompts, "N"), **shapes)["T"]
+        if length != T:
+            raise ValueError(f"this world's responses must be [N, {length}], got [N, {T}]")
+        check_ids("prompts", self.prompts, self.world.n_prompts, 1)
+        for name, ids in columns.items():
+            check_ids(name, ids, self.world.pad_token + 1, 2)
             if (self.world.response_mask(ids) & (ids == self.world.pad_token)).any():
                 raise ValueError(f"{name} has a pad token before its response has ended")
 
@@ -70,45 +71,47 @@ class PreferenceDataset:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice | Tensor) -> PreferenceDataset:
-        """Some of the pairs, by a slice, a mask or indices."""
-        if not isinstance(rows, slice | Tensor):
-            raise TypeError(f"rows must be a slice or a tensor, got {rows!r}")
-        return self._map(lambda column: column[rows])
-
-    def to(self, device: str | torch.device) -> PreferenceDataset:
-        """The same pairs on a device."""
-        return self._map(lambda column: column.to(device))
-
-    def join(self, other: PreferenceDataset) -> PreferenceDataset:
-        """These pairs and after them the other's, as where a second round asks for more.
+        """Return some of the pairs, given a slice, a mask [N] or indices.
 
         Raises:
-            TypeError: the other is no dataset.
-            ValueError: its world has other prompts, words or another length.
+            TypeError: neither a slice nor a tensor.
+            ValueError: no pair, indices that are out of range, or a mask of another shape.
         """
-        if not isinstance(other, PreferenceDataset):
-            raise TypeError(f"other must be a PreferenceDataset, got {other!r}")
-        for name in ("prompts", "words", "max_length"):
-            here, there = getattr(self.world, name), getattr(other.world, name)
-            if here != there:
-                raise ValueError(f"both worlds must have the same {name}, got {here} and {there}")
-        columns = (
-            torch.cat([getattr(pairs, name) for pairs in (self, other)]) for name in COLUMN_TENSORS
-        )
-        return PreferenceDataset(self.world, *columns)
+        check_type("rows", rows, slice | Tensor, "a slice, a mask or a tensor of indices")
+        if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+            check_shapes(prompts=(self.prompts, "N"), rows=(rows, "N"))
+        elif isinstance(rows, Tensor):
+            check_ids("rows", rows, len(self), 1, low=-len(self))
+        return self._map(lambda _, column: column[rows])
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> PreferenceDataset:
-        columns = (change(getattr(self, name)) for name in COLUMN_TENSORS)
+    def to(self, device: str | torch.device) -> PreferenceDataset:
+        """Return the same pairs on a device; a ValueError if this machine does not have it."""
+        device = pick_device(device)
+        return self._map(lambda _, column: column.to(device))
+
+    def join(self, other: PreferenceDataset) -> PreferenceDataset:
+        """Return these pairs followed by the other's, for example after a second round.
+
+        Raises:
+            TypeError: the other is not a dataset.
+            ValueError: it comes from another world (another fingerprint).
+        """
+        check_type("other", other, PreferenceDataset, "a PreferenceDataset")
+        _check_fingerprint(self.world, other.world.fingerprint)
+        return self._map(lambda name, column: torch.cat([column, getattr(other, name)]))
+
+    def _map(self, change: Callable[[str, Tensor], Tensor]) -> PreferenceDataset:
+        columns = (change(name, getattr(self, name)) for name in COLUMN_TENSORS)
         return PreferenceDataset(self.world, *columns)
 
     def split(self, fraction: float, seed: int) -> tuple[PreferenceDataset, PreferenceDataset]:
-        """Splits at random into a part with this fraction of the pairs, and the rest.
+        """Split at random into a part with this fraction of the pairs, and the rest.
 
         Raises:
+            TypeError: a fraction or seed that is not a number.
             ValueError: the fraction is not between 0 and 1, or leaves a part empty.
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+        check_number("fraction", fraction, above=0, below=1)
         size = round(fraction * len(self))
         if size in (0, len(self)):
             raise ValueError(f"{len(self)} pairs are too few to split off {fraction:g} of them")
@@ -116,118 +119,115 @@ class PreferenceDataset:
         order = order.to(self.prompts.device)
         return self[order[:size]], self[order[size:]]
 
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[PreferenceDataset]:
-        """All pairs once, shuffled, in batches of `batch_size` (the last may be smaller).
-
-        Raises:
-            ValueError: the batch size is below 1.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        order = torch.randperm(len(self), generator=generator, device=generator.device)
-        for rows in order.to(self.prompts.device).split(batch_size):
-            yield self[rows]
-
     def unique_responses(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Every prompt with a response that occurs, once, so that a model reads none twice.
+        """Return each different prompt and response once, so that a model reads none twice.
 
         Returns:
-            prompts [U], responses [U, T], and for the 2 N responses of the pairs, all chosen before
-            all rejected, which of the U each is: [2 N].
+            prompts [U], responses [U, T], and the index [2 N] into these U of each response of the
+            pairs, all chosen ones before all rejected ones.
         """
         responses = self.world.pad(torch.cat([self.chosen, self.rejected]))
         rows = torch.cat([self.prompts.repeat(2)[:, None], responses], dim=1)
-        # One number for each row: sorting numbers is far faster than sorting rows.
+        # One number for each row, because sorting numbers is far faster than sorting rows.
         base = self.world.vocab_size ** torch.arange(rows.shape[1], device=rows.device)
         keys, index = (rows * base).sum(1).unique(return_inverse=True)
-        first = torch.empty_like(keys).scatter_(
-            0, index, torch.arange(len(rows), device=rows.device)
-        )
+        numbers = torch.arange(len(rows), device=rows.device)
+        first = torch.empty_like(keys).scatter_(0, index, numbers)
         return rows[first, 0], rows[first, 1:], index
 
     # Text.
 
     def rows(self) -> Iterator[dict[str, str]]:
-        """The pairs as texts, `{"prompt", "chosen", "rejected"}`."""
-        texts: dict[tuple[int, ...], str] = {}
-
-        def text(tokens: list[int]) -> str:
-            key = tuple(tokens)
-            if key not in texts:
-                texts[key] = self.world.decode(torch.tensor(tokens))
-            return texts[key]
-
+        """Yield the pairs as texts, `{"prompt": …, "chosen": …, "rejected": …}`."""
+        text = cache(lambda tokens: self.world.decode(torch.tensor(tokens)))
         columns = (self.prompts.tolist(), self.chosen.tolist(), self.rejected.tolist())
         for prompt, chosen, rejected in zip(*columns, strict=True):
-            values = (self.world.prompts[prompt], text(chosen), text(rejected))
+            values = (self.world.prompts[prompt], text(tuple(chosen)), text(tuple(rejected)))
             yield dict(zip(COLUMNS, values, strict=True))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes JSON Lines with the text columns `prompt`, `chosen` and `rejected`.
+        """Write JSON Lines with the text columns `prompt`, `chosen`, `rejected` and `world`.
 
-        The layout is what the ecosystem's preference trainers read. The file appears whole or not
-        at all.
+        The first three are what the ecosystem's preference trainers read; `world` is the world's
+        fingerprint. The file appears whole or not at all.
 
         Raises:
-            ValueError: the folder does not exist.
+            TypeError, ValueError: a path that cannot be written to.
         """
         with atomic_file(path, text=True) as file:
             for row in self.rows():
+                row["world"] = self.world.fingerprint
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike, world: TextWorld) -> PreferenceDataset:
-        """Reads what `save` wrote, or any JSON Lines with the three text columns.
+        """Read what `save` wrote, or any JSON Lines with the text columns.
 
-        Further columns are left out.
+        The column `world` may be missing, as in files written by hand; then chosen and rejected
+        must differ. (A policy that is sampled twice may repeat itself.) Other columns are ignored.
 
         Args:
             path: the file.
-            world: whose prompts and words it uses.
+            world: the world whose prompts and words the file uses.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: a line that cannot be used; the message has file name, line and reason.
+            FileNotFoundError: there is no such file.
+            TypeError: not a path, or not a world of this package.
+            ValueError: a folder, an empty file, or a line that cannot be used; the message has file
+                name, line and reason.
         """
-        path = Path(path)
-        encoded: dict[str, list[int]] = {}
-        prompts: list[int] = []
-        responses: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
-        number = 0
-        with path.open("rb") as file:
+        check_type("path", path, str | os.PathLike, "a path")
+        world = unwrap(world)
+        rows, encode = [], cache(lambda text: world.encode(text).tolist())
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder, expected a file in JSON Lines")
+        with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     row = _read_row(line)
-                    prompts.append(world.prompt_index(row["prompt"]))
-                    for column, tokens in responses.items():
-                        text = row[column]
-                        if text not in encoded:
-                            encoded[text] = world.encode(text).tolist()
-                        tokens.append(encoded[text])
+                    _check_fingerprint(world, row.get("world", world.fingerprint))
+                    chosen, rejected = encode(row["chosen"]), encode(row["rejected"])
+                    if chosen == rejected and "world" not in row:
+                        raise ValueError(f"chosen and rejected are both {shown(row['chosen'])}")
+                    rows.append((world.prompt_index(row["prompt"]), chosen, rejected))
                 except ValueError as error:
-                    raise ValueError(f"{path}:{number}: {error}") from None
-        if number == 0:
-            raise ValueError(f"{path}:1: the file is empty")
-        return cls(world, torch.tensor(prompts), *map(torch.tensor, responses.values()))
+                    raise ValueError(f"{path}:{number}: {error!s:.500}") from None
+        if not rows:
+            raise ValueError(f"{path}:1: the file is empty, expected one pair in each line")
+        return cls(world, *map(torch.tensor, zip(*rows, strict=True)))
 
 
-def _read_row(line: bytes) -> dict[str, str]:
-    """One line of JSON Lines; a ValueError that says what is wrong with it."""
+def _check_fingerprint(world: TextWorld, fingerprint: str) -> None:
+    """Raise a ValueError unless the fingerprint is the world's."""
+    if fingerprint != world.fingerprint:
+        raise ValueError(
+            f"the pairs are from another world, with fingerprint {shown(fingerprint)}, not "
+            f"{world.fingerprint!r}: use the world, and its settings, in which they were collected"
+        )
+
+
+def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict; a ValueError if a key occurs twice."""
+    if len(dict(items)) < len(items):
+        raise ValueError(f"a key occurs twice in the object with {shown([k for k, _ in items])}")
+    return dict(items)
+
+
+def _read_row(line: bytes) -> dict[str, Any]:
+    """Return one line of JSON Lines as a dict; a ValueError that says what is wrong with it."""
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: {error}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not JSON in UTF-8: {error}") from None
     except RecursionError:
         raise ValueError("not a row: brackets are nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with {COLUMNS}, got {type(row).__name__}")
     for column in COLUMNS:
         if column not in row:
-            raise ValueError(f"column {column!r} is missing; there are {sorted(row)}")
+            raise ValueError(f"column {column!r} is missing; there are {shown(sorted(row))}")
         if not isinstance(row[column], str):
-            raise ValueError(f"column {column!r} must be text, got {row[column]!r}")
+            raise ValueError(f"column {column!r} must be text, got {shown(row[column])}")
     return row
 
 
@@ -238,23 +238,26 @@ def collect_preferences(
     n: int,
     generator: torch.Generator,
 ) -> PreferenceDataset:
-    """Has an annotator compare n pairs of a policy's own responses (L8; Christiano et al. 2017).
+    """Have an annotator compare n pairs of a policy's own responses (Christiano et al. 2017).
 
     Args:
         policy: what both responses to a prompt are drawn from, independently.
-        world: where prompts and true rewards come from.
+        world: the source of prompts and true rewards, with or without Gymnasium's wrappers.
         annotator: who answers.
         n: number of pairs.
-        generator: the source of chance, on the policy's device.
+        generator: the source of randomness, on the policy's device.
 
     Returns:
         the pairs, on the policy's device.
 
     Raises:
-        ValueError: n is no whole number of at least 1.
+        TypeError: an argument of the wrong kind.
+        ValueError: n is below 1, or the policy was made for another world.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
+    world = unwrap(world)
+    check_annotator(annotator)
+    check_count("n", n)
+    check_generator(generator)
     parts = []
     for start in range(0, n, PAIRS_AT_ONCE):
         prompts = world.sample_prompts(min(PAIRS_AT_ONCE, n - start), generator)

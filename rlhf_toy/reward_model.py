@@ -1,6 +1,6 @@
-"""Step 2: learning the reward from who won (L6, L7, L9).
+"""Step 2: learning the reward from who won.
 
-First on a table of items, by maximum likelihood; then the network that PPO trains on.
+Read from top to bottom: settings, loss, one step, measuring, training.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_toy.checks import check_number, check_type
 from rlhf_toy.losses import bradley_terry_loss, preference_accuracy
-from rlhf_toy.models import GPTConfig, RewardModel
+from rlhf_toy.models import GPTConfig, RewardModel, check_fits
 from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.training import (
     BestSoFar,
     History,
-    Run,
+    Metrics,
+    State,
     check_settings,
-    digest,
     linear_decay,
+    make_checkpoint,
     make_generator,
     minibatch,
     pick_device,
+    run_steps,
 )
 
 
@@ -36,11 +39,89 @@ class RewardModelSettings:
     learning_rate: float = 3e-3  # falls linearly to 0
     weight_decay: float = 1.0  # strong: few pairs, and people's answers are noisy
     held_out: float = 0.1  # share of the pairs that are kept for measuring
-    measure_every: int = 25  # steps between two looks at the held-out pairs
+    measure_every: int = 25  # steps between two measurements on the held-out pairs
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "measure_every")
-        check_settings(self, counts, ("learning_rate",), ("held_out",))
+        check_settings(self, counts, positive=("learning_rate",), shares=("held_out",))
+        check_number("weight_decay", self.weight_decay, low=0)
+
+
+@dataclass
+class RewardModelState(State):
+    """What changes during the reward model's training."""
+
+    model: RewardModel
+    optimizer: torch.optim.Optimizer
+    best: BestSoFar  # on the held-out pairs
+
+    @classmethod
+    def start(
+        cls, model: RewardModel, settings: RewardModelSettings, generator: torch.Generator
+    ) -> RewardModelState:
+        """Return the state before the first step; `generator` also seeds the shuffling."""
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        return cls(generator, 0, model, optimizer, BestSoFar(model))
+
+
+def pair_rewards(model: RewardModel, preferences: PreferenceDataset) -> Tensor:
+    """Return r_φ(x, y) of both responses of each pair: [2, N], chosen first, in logits.
+
+    A response that occurs in many pairs is read once.
+
+    Raises:
+        ValueError: the model was made for another world.
+    """
+    check_fits(model, preferences.world)
+    prompts, responses, index = preferences.unique_responses()
+    return model(prompts, responses).index_select(0, index).view(2, -1)
+
+
+def reward_model_loss(
+    model: RewardModel, preferences: PreferenceDataset, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the Bradley–Terry loss of some pairs (nats), and their rewards [2, N] (logits).
+
+    Args:
+        model: the reward model.
+        preferences: the N pairs.
+        weights: [N] weights of the pairs.
+    """
+    rewards = pair_rewards(model, preferences)
+    return bradley_terry_loss(*rewards, weights), rewards
+
+
+def reward_model_iteration(
+    state: RewardModelState, preferences: PreferenceDataset, settings: RewardModelSettings
+) -> Metrics:
+    """Do one step of maximum likelihood on a batch of the pairs."""
+    seed = state.generator.initial_seed()
+    batch = preferences[minibatch(len(preferences), settings.batch_size, state.step, seed)]
+    loss, rewards = reward_model_loss(state.model, batch)
+
+    linear_decay(state.optimizer, settings.learning_rate, state.step, settings.steps)
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    state.step += 1
+    chosen, rejected = rewards.detach()
+    return {
+        "loss": loss.detach(),
+        "accuracy": preference_accuracy(chosen, rejected),
+        "margin": (chosen - rejected).mean(),
+        "mean_reward": (chosen + rejected).mean() / 2,
+    }
+
+
+def measure_held_out(state: RewardModelState, held_out: PreferenceDataset) -> Metrics:
+    """Measure the model on held-out pairs, and keep its weights if they are the best so far."""
+    with torch.inference_mode():
+        loss, rewards = reward_model_loss(state.model, held_out)
+        accuracy = preference_accuracy(*rewards)
+    state.best.offer(state.model, float(loss))
+    return {"held_out/loss": loss, "held_out/accuracy": accuracy}
 
 
 def train_reward_model(
@@ -50,7 +131,7 @@ def train_reward_model(
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> tuple[RewardModel, History]:
-    """Fits r_φ(x, y) to preferences by maximum likelihood (L9; Christiano et al. 2017).
+    """Fit r_φ(x, y) to preferences by maximum likelihood (Christiano et al. 2017).
 
     The network starts from fresh weights. At full size one starts from the language model; at this
     size that learns no faster, and overfits 20,000 pairs more.
@@ -60,7 +141,7 @@ def train_reward_model(
         settings: see `RewardModelSettings`.
         seed: of weights, split and batches.
         device: None picks CUDA where there is one.
-        checkpoint: a file to save to and to go on from.
+        checkpoint: a file to save to and to resume from.
 
     Returns:
         the model as it was when its loss on the held-out pairs was lowest, and a history by step:
@@ -68,54 +149,34 @@ def train_reward_model(
         `held_out/accuracy` at every `measure_every`-th step and the last.
 
     Raises:
-        ValueError: bad settings, seed, device, too few pairs, or a checkpoint of another run.
+        TypeError, ValueError: bad settings, seed, device, too few pairs, or a checkpoint of another
+            run.
+        DivergenceError: a loss or weight is no longer finite.
     """
+    check_type("preferences", preferences, PreferenceDataset, "a PreferenceDataset")
+    check_type("settings", settings, RewardModelSettings, "RewardModelSettings")
     device = pick_device(device)
     generator = make_generator(seed)
     train, held_out = preferences.to(device).split(1 - settings.held_out, seed)
     model = RewardModel(GPTConfig.for_world(preferences.world), generator).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    state = RewardModelState.start(model, settings, generator)
+    history = run_steps(
+        "reward model",
+        state,
+        lambda: reward_model_iteration(state, train, settings),
+        settings.steps,
+        measure=lambda: measure_held_out(state, held_out),
+        measure_every=settings.measure_every,
+        record_every=settings.measure_every,
+        shown_metrics={"held_out/accuracy": "held-out accuracy", "loss": "loss"},
+        checkpoint=make_checkpoint(
+            checkpoint,
+            "reward model",
+            settings,
+            seed,
+            world=preferences.world.fingerprint,
+            pairs=(preferences.prompts, preferences.chosen, preferences.rejected),
+        ),
     )
-    history, best = History(), BestSoFar(model)
-    parts = {"model": model, "optimizer": optimizer, "best": best}
-    inputs = digest(preferences.prompts, preferences.chosen, preferences.rejected)
-    run = Run("reward model", settings, seed, inputs, parts, generator, history, checkpoint)
-
-    for step in run.steps(
-        settings.steps, {"held_out/accuracy": "held-out accuracy", "loss": "loss"}
-    ):
-        batch = train[minibatch(len(train), settings.batch_size, step, seed)]
-        chosen_rewards, rejected_rewards = pair_rewards(model, batch)
-        loss = bradley_terry_loss(chosen_rewards, rejected_rewards)
-
-        linear_decay(optimizer, settings.learning_rate, step, settings.steps)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-        if (step + 1) % settings.measure_every == 0 or step + 1 == settings.steps:
-            with torch.inference_mode():
-                chosen, rejected = pair_rewards(model, held_out)
-                held_out_loss = bradley_terry_loss(chosen, rejected)
-                metrics = {
-                    "loss": loss,
-                    "accuracy": preference_accuracy(chosen_rewards, rejected_rewards),
-                    "margin": (chosen_rewards - rejected_rewards).mean(),
-                    "mean_reward": (chosen_rewards + rejected_rewards).mean() / 2,
-                    "held_out/loss": held_out_loss,
-                    "held_out/accuracy": preference_accuracy(chosen, rejected),
-                }
-            history.record(step + 1, metrics)
-            best.offer(model, float(held_out_loss))
-    best.restore(model)
+    state.best.restore(model)
     return model, history
-
-
-def pair_rewards(model: RewardModel, preferences: PreferenceDataset) -> Tensor:
-    """r_φ(x, y) of both responses of each pair: [2, N], chosen first, in logits.
-
-    A response that stands in many pairs is read once.
-    """
-    prompts, responses, index = preferences.unique_responses()
-    return model(prompts, responses).index_select(0, index).view(2, -1)

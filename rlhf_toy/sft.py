@@ -1,6 +1,6 @@
-"""Step 1: the reference policy π_ref, by supervised learning on fluent text (L5).
+"""Step 1: the reference policy π_ref, by supervised learning on fluent text.
 
-Read from top to bottom: settings, data, loss, update.
+Read from top to bottom: settings, loss, one step, training.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from rlhf_toy.envs import TextWorld
+from rlhf_toy.checks import check_type
+from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.losses import masked_mean
-from rlhf_toy.models import GPTConfig, PolicyModel
+from rlhf_toy.models import GPTConfig, Policy, PolicyModel
 from rlhf_toy.training import (
     History,
-    Run,
+    Metrics,
+    State,
     check_settings,
-    digest,
     linear_decay,
+    make_checkpoint,
     make_generator,
     minibatch,
     pick_device,
+    run_steps,
 )
 
 
@@ -36,9 +40,62 @@ class SFTSettings:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        check_settings(
-            self, ("corpus_size", "steps", "batch_size", "log_every"), ("learning_rate",)
-        )
+        counts = ("corpus_size", "steps", "batch_size", "log_every")
+        check_settings(self, counts, positive=("learning_rate",))
+
+
+@dataclass
+class SFTState(State):
+    """What changes during supervised training."""
+
+    policy: PolicyModel
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def start(
+        cls, policy: PolicyModel, settings: SFTSettings, generator: torch.Generator
+    ) -> SFTState:
+        """Return the state before the first step; `generator` also seeds the shuffling."""
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
+        return cls(generator, 0, policy, optimizer)
+
+
+def sft_loss(
+    policy: Policy,
+    prompts: Tensor,
+    responses: Tensor,
+    mask: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Return the cross-entropy, −mean log π(y_{t+1} | x, y_≤t) over the real tokens, in nats.
+
+    Args:
+        policy: the language model.
+        prompts: [B] prompt indices.
+        responses: [B, T] token ids.
+        mask: [B, T] real tokens.
+        weights: [B] weights of the responses.
+
+    Returns:
+        scalar.
+    """
+    return -masked_mean(policy.token_logps(prompts, responses), mask, weights)
+
+
+def sft_iteration(
+    state: SFTState, prompts: Tensor, responses: Tensor, mask: Tensor, settings: SFTSettings
+) -> Metrics:
+    """Do one step of supervised learning on a batch of the corpus [N], [N, T] × 2."""
+    seed = state.generator.initial_seed()
+    rows = minibatch(len(prompts), settings.batch_size, state.step, seed).to(prompts.device)
+    loss = sft_loss(state.policy, prompts[rows], responses[rows], mask[rows])
+
+    linear_decay(state.optimizer, settings.learning_rate, state.step, settings.steps)
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    state.step += 1
+    return {"loss": loss.detach()}
 
 
 def train_reference(
@@ -48,42 +105,40 @@ def train_reference(
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> tuple[PolicyModel, History]:
-    """Trains a small GPT on a corpus drawn from the world's grammar (Ouyang et al. 2022, step 1).
+    """Train a small GPT on a corpus drawn from the world's grammar (Ouyang et al. 2022, step 1).
 
     Args:
         world: where the corpus comes from.
         settings: see `SFTSettings`.
         seed: of corpus, weights and batches.
         device: None picks CUDA where there is one.
-        checkpoint: a file to save to and to go on from.
+        checkpoint: a file to save to and to resume from.
 
     Returns:
         the policy, and a history of `loss` (nats per token, of the batch).
 
     Raises:
-        ValueError: bad settings, seed, device, or a checkpoint of another run.
+        TypeError, ValueError: bad settings, seed, device, world, or a checkpoint of another run.
+        DivergenceError: a loss or weight is no longer finite.
     """
+    world = unwrap(world)
+    check_type("settings", settings, SFTSettings, "SFTSettings")
     device = pick_device(device)
     generator = make_generator(seed)
     prompts, responses = world.sample_corpus(settings.corpus_size, generator)
     prompts, responses = prompts.to(device), responses.to(device)
     mask = world.response_mask(responses)
-
     policy = PolicyModel(GPTConfig.for_world(world), generator).to(device)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
-    history = History()
-    parts = {"policy": policy, "optimizer": optimizer}
-    inputs = digest(prompts, responses)
-    run = Run("reference", settings, seed, inputs, parts, generator, history, checkpoint)
-
-    for step in run.steps(settings.steps, shown={"loss": "loss"}):
-        rows = minibatch(settings.corpus_size, settings.batch_size, step, seed).to(device)
-        loss = -masked_mean(policy.token_logps(prompts[rows], responses[rows]), mask[rows])
-
-        linear_decay(optimizer, settings.learning_rate, step, settings.steps)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
-            history.record(step + 1, {"loss": loss})
+    state = SFTState.start(policy, settings, generator)
+    history = run_steps(
+        "reference",
+        state,
+        lambda: sft_iteration(state, prompts, responses, mask, settings),
+        settings.steps,
+        record_every=settings.log_every,
+        shown_metrics={"loss": "loss"},
+        checkpoint=make_checkpoint(
+            checkpoint, "reference", settings, seed, world=world.fingerprint, corpus=responses
+        ),
+    )
     return policy, history

@@ -1,26 +1,44 @@
-"""What the trainers share: seeds, devices, minibatches, history, progress and checkpoints."""
+"""What the trainers share: seeds, minibatches, history, checkpoints, and the loop of steps."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import io
+import math
 import os
 import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from rlhf_toy.checks import check_count, check_number, check_type, shown
+from rlhf_toy.envs import TextWorld
 from rlhf_toy.files import atomic_file
+from rlhf_toy.models import PolicyModel, check_fits
+
+CHECKPOINT_HEAD = b"rlhf_toy checkpoint, sha256 "
+CHECKPOINT_EVERY = 25  # steps between two savings
+PROBES = 2_048  # responses on which two reward functions are told apart
+FAR_GAP = 2.0  # a final gap above it is worth a warning: twice as far from J* as the reference
+
+Metrics = Mapping[str, Tensor | float]
+Reward = Callable[[Tensor, Tensor], Tensor]  # prompts [B], responses [B, T] → rewards [B]
+
+
+class DivergenceError(ValueError):
+    """Training stopped: a metric or a weight is no longer finite."""
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for; with None, CUDA where there is one and the CPU elsewhere.
+    """Return the device asked for; with None, CUDA where there is one and the CPU elsewhere.
 
     Raises:
         ValueError: no such device, or this machine has none.
@@ -30,45 +48,59 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     try:
         picked = torch.device(device)
         torch.zeros(1, device=picked)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from None
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {shown(device)} cannot be used here: {reason}") from None
     return picked
 
 
 def make_generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A source of chance of its own: nothing here touches the global random state.
+    """Return a random generator of its own: nothing here touches the global random state.
 
     Raises:
-        ValueError: the seed is no whole number between 0 and 2**63 − 1.
+        TypeError, ValueError: the seed is not an integer from 0 to 2**63 − 1, or the device cannot
+            be used.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number between 0 and 2**63 - 1, got {seed!r}")
-    return torch.Generator(device=device).manual_seed(seed)
+    check_count("seed", seed, 0, 2**63 - 1)
+    return torch.Generator(device=pick_device(device)).manual_seed(seed)
 
 
 def check_settings(
-    settings: Any, counts: Sequence[str], positive: Sequence[str], shares: Sequence[str] = ()
+    settings: Any,
+    counts: Sequence[str] = (),
+    positive: Sequence[str] = (),
+    shares: Sequence[str] = (),
+    flags: Sequence[str] = (),
 ) -> None:
-    """Raises a ValueError unless the named fields are what they have to be.
+    """Raises a TypeError or ValueError unless the named fields of a settings object are valid.
 
     Args:
         settings: a trainer's dataclass.
-        counts: fields that must be whole numbers of at least 1.
+        counts: fields that must be integers of at least 1.
         positive: fields that must be finite and above 0.
         shares: fields that must be above 0 and below 1.
+        flags: fields that must be True or False.
     """
     for name in counts:
-        number = getattr(settings, name)
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+        check_count(name, getattr(settings, name))
     for name in positive:
-        number = getattr(settings, name)
-        if not 0 < number < float("inf"):
-            raise ValueError(f"{name} must be a finite number above 0, got {number!r}")
+        check_number(name, getattr(settings, name), above=0)
     for name in shares:
-        number = getattr(settings, name)
-        if not 0 < number < 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {number!r}")
+        check_number(name, getattr(settings, name), above=0, below=1)
+    for name in flags:
+        check_type(name, getattr(settings, name), bool, "True or False")
+
+
+def trainable_copy(policy: nn.Module, world: TextWorld) -> PolicyModel:
+    """Return a copy of a policy that can be trained.
+
+    Raises:
+        TypeError: the policy is not a GPT, so training needs a GPT to start from.
+        ValueError: it was made for another world.
+    """
+    check_type("start", policy, PolicyModel, "a PolicyModel, since a table cannot be trained")
+    check_fits(policy, world)
+    return copy.deepcopy(policy).requires_grad_(True)
 
 
 @lru_cache(maxsize=4)
@@ -77,10 +109,10 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def minibatch(n: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """The rows [batch_size] of step `step`: each epoch is a new permutation of n rows.
+    """Return the rows [batch_size] of step `step`: each epoch is a new permutation of n rows.
 
-    It depends on nothing but its arguments, so that a run can go on from any step. The last rows of
-    an epoch that fill no batch are left out; where n < batch_size, a batch is all n rows.
+    It depends on nothing but its arguments, so a run can resume from any step. The last rows of an
+    epoch that do not fill a batch are left out; where n < batch_size, a batch is all n rows.
     """
     batch_size = min(batch_size, n)
     epoch, batch = divmod(step, n // batch_size)
@@ -94,7 +126,7 @@ def linear_decay(
     steps: int,
     warmup_steps: int = 0,
 ) -> None:
-    """Sets the learning rate of a step: it falls linearly, to reach 0 after the last.
+    """Set the learning rate of a step: it falls linearly, and reaches 0 after the last.
 
     During the first `warmup_steps` it is scaled by a factor that rises linearly to 1.
     """
@@ -110,7 +142,7 @@ class History:
         self.rows: list[dict[str, float]] = []
 
     def record(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
-        """Adds metrics of a step; a second call for the same step extends its row."""
+        """Add metrics of a step; a second call for the same step extends its row."""
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step})
         for name, value in metrics.items():
@@ -119,10 +151,10 @@ class History:
             )
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """The steps at which a metric was recorded, and its values.
+        """Return the steps at which a metric was recorded, and its values.
 
         Raises:
-            KeyError: it never was.
+            KeyError: it was never recorded.
         """
         rows = [row for row in self.rows if name in row]
         if not rows:
@@ -131,11 +163,11 @@ class History:
         return [row["step"] for row in rows], [row[name] for row in rows]
 
     def last(self, name: str) -> float:
-        """A metric's last value; a KeyError if it was never recorded."""
+        """Return a metric's last value; a KeyError if it was never recorded."""
         return self.series(name)[1][-1]
 
     def labelled(self, labels: Mapping[str, str]) -> dict[str, str]:
-        """The last value of each metric in {metric: label} that has one, as {label: text}."""
+        """Return the last value of each metric in {metric: label}, as {label: text}."""
         recent: dict[str, float] = {}
         for row in self.rows[-100:]:
             recent |= row
@@ -151,17 +183,17 @@ class History:
 class BestSoFar:
     """The weights with which a model had its lowest loss."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.loss = float("inf")
         self.weights = _copy(model)
 
-    def offer(self, model: torch.nn.Module, loss: float) -> None:
-        """Takes the model's weights if this loss is the lowest so far."""
+    def offer(self, model: nn.Module, loss: float) -> None:
+        """Keep a copy of the model's weights if this loss is the lowest so far."""
         if loss < self.loss:
             self.loss, self.weights = loss, _copy(model)
 
-    def restore(self, model: torch.nn.Module) -> None:
-        """Gives the best weights back to the model."""
+    def restore(self, model: nn.Module) -> None:
+        """Load the best weights into the model."""
         model.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,16 +203,18 @@ class BestSoFar:
         self.loss, self.weights = state["loss"], state["weights"]
 
 
-def _copy(model: torch.nn.Module) -> dict[str, Tensor]:
+def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
 
 
 def digest(*values: Any) -> str:
-    """A short fingerprint of tensors, modules and plain values, for `Run`."""
+    """Return a short fingerprint of tensors, modules and plain values."""
     sha = hashlib.sha256()
     for value in values:
-        if isinstance(value, torch.nn.Module):
+        if isinstance(value, nn.Module):
             sha.update(digest(*value.state_dict().values()).encode())
+        elif isinstance(value, tuple):
+            sha.update(digest(*value).encode())
         elif isinstance(value, Tensor):
             sha.update(str((value.dtype, tuple(value.shape))).encode())
             sha.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -189,132 +223,236 @@ def digest(*values: Any) -> str:
     return sha.hexdigest()[:16]
 
 
-# Looks at a run after each step: steps done so far, the policy being trained, the history.
-Watch = Callable[[int, torch.nn.Module, History], None]
+def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str:
+    """Return a fingerprint of a reward: a model's weights, or a function's values.
+
+    Functions are told apart by what they return for `PROBES` random responses and as many fluent
+    ones, so a function whose values change from call to call never has the same fingerprint twice.
+    """
+    if isinstance(reward, nn.Module):
+        return digest(type(reward).__name__, reward)
+    generator = make_generator(0)
+    tokens = torch.randint(world.n_actions, (PROBES, world.max_length), generator=generator)
+    prompts, fluent = world.sample_corpus(PROBES, generator)
+    responses = torch.cat([world.pad(tokens), fluent]).to(device)
+    with torch.no_grad():
+        return digest(reward(prompts.repeat(2).to(device), responses))
 
 
-class Run:
-    """The steps of a training run, which can be killed at any moment and goes on where it was.
+@dataclass
+class State:
+    """Everything that changes during training; the state of all fields is what is saved."""
+
+    generator: torch.Generator
+    step: int  # steps done so far
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every field, by its name."""
+        return {field.name: _saved(getattr(self, field.name)) for field in fields(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        for name, value in state.items():
+            part = getattr(self, name)
+            if isinstance(part, torch.Generator):
+                part.set_state(value)
+            elif hasattr(part, "load_state_dict"):
+                part.load_state_dict(value)
+            else:
+                setattr(self, name, value)
+
+
+def _saved(part: Any) -> Any:
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict() if hasattr(part, "state_dict") else part
+
+
+class Checkpoint:
+    """A file that a run is saved to, and resumes from.
+
+    It starts with a checksum of its content, and holds the identity of the run: a file of a run
+    with another name, seed, settings, data or reward is refused.
 
     Args:
-        name: what the progress bar and the checkpoint call the run.
-        settings: the trainer's frozen dataclass.
-        seed: of the run.
-        inputs: fingerprint of what else decides the result (data, models), see `digest`.
-        parts: everything that changes during the run and has `state_dict` and `load_state_dict`.
-        generator: the run's source of chance.
-        history: where metrics are recorded; its last row is shown beside the progress bar.
-        checkpoint: a file to save to and to go on from, or None. The folder must exist.
-        checkpoint_every: steps between two savings.
-        watch: called after every step with the number of steps done so far, the part named
-            `policy` and the history, in place of the progress bar. The run waits until it returns.
-            What it raises ends the run, which is saved first, so that it can go on from this step.
-
-    Raises:
-        ValueError: the checkpoint is unreadable, or belongs to a run with other settings, seed or
-            inputs.
+        path: the file. Its folder must exist.
+        identity: what decides the result of the run, as plain values by name.
     """
 
-    def __init__(
-        self,
-        name: str,
-        settings: Any,
-        seed: int,
-        inputs: str,
-        parts: Mapping[str, Any],
-        generator: torch.Generator,
-        history: History,
-        checkpoint: str | os.PathLike | None,
-        checkpoint_every: int = 25,
-        watch: Watch | None = None,
-    ) -> None:
-        self.name, self.history, self.generator = name, history, generator
-        self.parts = {**parts, "history": history}
-        self.identity = {"run": name, "seed": seed, "inputs": inputs, **asdict(settings)}
-        self.path = None if checkpoint is None else Path(checkpoint)
-        self.every = checkpoint_every
-        self.watch = watch
-        self.step = 0
-        self.is_over = False
-        if self.path is not None and self.path.exists():
-            self._load()
-        elif self.path is not None and not self.path.parent.is_dir():
+    def __init__(self, path: str | os.PathLike, identity: Mapping[str, Any]) -> None:
+        self.path, self.identity = Path(path), dict(identity)
+        if not self.path.parent.is_dir():
             raise ValueError(
                 f"no folder {str(self.path.parent)!r} for the checkpoint: make it first"
             )
 
-    def steps(self, total: int, shown: Mapping[str, str]) -> Iterator[int]:
-        """Yields the steps that are still to do, with checkpoints and a progress bar or the watch.
-
-        Args:
-            total: the number of steps of the whole run.
-            shown: metrics to show beside the bar, as {metric: short label}.
-        """
-        if self.is_over:
-            return
-        silent = self.watch is not None
-        with tqdm(total=total, initial=self.step, desc=self.name, disable=silent) as bar:
-            while self.step < total and not self.is_over:
-                yield self.step
-                self.step += 1
-                bar.update()
-                bar.set_postfix(self.history.labelled(shown), refresh=False)
-                if self.step % self.every == 0 and self.step < total:
-                    self._save()
-                self._call_watch()
-        self.is_over = True
-        self._save()
-
-    def stop(self) -> None:
-        """Makes the step that is under way the last one."""
-        self.is_over = True
-
-    def _call_watch(self) -> None:
-        if self.watch is None:
-            return
-        try:
-            self.watch(self.step, self.parts["policy"], self.history)
-        except BaseException:
-            self._save()
-            raise
-
-    def _save(self) -> None:
-        if self.path is None:
-            return
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "is_over": self.is_over,
-            "generator": self.generator.get_state(),
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
-        }
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write the state, whole or not at all."""
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, **state}, buffer)
+        content = buffer.getvalue()
         with atomic_file(self.path) as file:
-            torch.save(state, file)
+            file.write(CHECKPOINT_HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n")
+            file.write(content)
 
-    def _load(self) -> None:
+    def load(self) -> dict[str, Any] | None:
+        """Return the saved state, or None where there is no file yet.
+
+        Raises:
+            ValueError: the file is not a checkpoint, is damaged, or belongs to another run.
+        """
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            identity = state["identity"]
-        except (
-            RuntimeError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-            EOFError,
-            KeyError,
-            TypeError,
-        ) as error:
+            head, _, content = self.path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be read: {error.strerror}") from None
+        if not head.startswith(CHECKPOINT_HEAD):
+            raise ValueError(f"{self.path} is no checkpoint of this package; give another path")
+        if head[len(CHECKPOINT_HEAD) :] != hashlib.sha256(content).hexdigest().encode():
+            raise ValueError(
+                f"{self.path} is damaged: its content does not match its checksum. "
+                "Remove the file to start again."
+            )
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
             raise ValueError(f"{self.path} is no checkpoint of this package: {error}") from None
+        there = state.pop("identity")
         differing = [
-            f"{name} is {identity.get(name)!r} there and {self.identity.get(name)!r} here"
-            for name in {**identity, **self.identity}
-            if identity.get(name) != self.identity.get(name)
+            f"{name} is {shown(there.get(name))} there and {shown(self.identity.get(name))} here"
+            for name in {**there, **self.identity}
+            if there.get(name) != self.identity.get(name)
         ]
         if differing:
             raise ValueError(
                 f"{self.path} belongs to another run: {'; '.join(differing)}. "
-                "Give another path, or remove the file to start anew."
+                "Give another path, or remove the file to start again."
             )
-        self.step, self.is_over = state["step"], state["is_over"]
-        self.generator.set_state(state["generator"])
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+        return state
+
+
+def make_checkpoint(
+    path: str | os.PathLike | None, name: str, settings: Any, seed: int, **inputs: Any
+) -> Checkpoint | None:
+    """Return the `Checkpoint` of a run, or None without a path.
+
+    Args:
+        path: the file.
+        name: of the kind of run.
+        settings: the trainer's frozen dataclass.
+        seed: of the run.
+        inputs: what else decides the result: tensors, models, plain values, or tuples of them.
+    """
+    if path is None:
+        return None
+    found = {key: digest(value) for key, value in inputs.items()}
+    return Checkpoint(path, {"run": name, "seed": seed, **found, **asdict(settings)})
+
+
+# Looks at a run after each step: steps done so far, the policy being trained, the history.
+Watch = Callable[[int, nn.Module, History], None]
+
+
+def run_steps(
+    name: str,
+    state: State,
+    iterate: Callable[[], Metrics],
+    steps: int,
+    measure: Callable[[], Metrics] = dict,
+    measure_every: int = 1,
+    record_every: int = 1,
+    shown_metrics: Mapping[str, str] | None = None,
+    checkpoint: Checkpoint | None = None,
+    watch: Watch | None = None,
+) -> History:
+    """Run the steps of a training that are still to do.
+
+    Args:
+        name: what the progress bar and error messages call the run.
+        state: what `iterate` changes; its `step` counts the steps done.
+        iterate: does one step and returns its metrics.
+        steps: the number of steps of the whole run.
+        measure: returns further metrics, after every `measure_every`-th step and the last.
+        record_every: steps between two records of the step's own metrics.
+        shown_metrics: metrics to show beside the bar, as {metric: short label}.
+        checkpoint: where the run is saved every `CHECKPOINT_EVERY` steps and at the end.
+        watch: called after every step with the number of steps done so far, the state's policy and
+            the history, in place of the progress bar. The run waits until it returns. What it
+            raises ends the run, which is saved first, so it can resume from this step.
+
+    Returns:
+        the history of all steps, with those that the checkpoint had.
+
+    Raises:
+        DivergenceError: a metric or a weight is not finite; the checkpoint keeps the last good
+            state.
+        ValueError: the checkpoint cannot be used.
+    """
+    history = History()
+    saved = checkpoint.load() if checkpoint else None
+    if saved:
+        state.load_state_dict(saved["state"])
+        history.load_state_dict(saved["history"])
+
+    def save() -> None:
+        if checkpoint:
+            checkpoint.save({"state": state.state_dict(), "history": history.state_dict()})
+
+    with tqdm(total=steps, initial=state.step, desc=name, disable=watch is not None) as bar:
+        while state.step < steps:
+            metrics = iterate()
+            step, is_last = state.step, state.step == steps
+            check_finite(name, state, metrics)
+            if step % record_every == 0 or is_last:
+                history.record(step, metrics)
+            if step % measure_every == 0 or is_last:
+                history.record(step, measure())
+            bar.update()
+            bar.set_postfix(history.labelled(shown_metrics or {}), refresh=False)
+            if is_last or step % CHECKPOINT_EVERY == 0:
+                save()
+            if watch is not None:
+                try:
+                    watch(step, state.policy, history)
+                except BaseException:
+                    save()
+                    raise
+    gap = history.rows[-1].get("exact/gap", 0.0) if history.rows else 0.0
+    if gap > FAR_GAP:
+        warnings.warn(
+            f"{name} ended {gap:.3g} times as far from the optimum as the reference is: "
+            f"{_likely_cause(state)}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return history
+
+
+def check_finite(name: str, state: State, metrics: Metrics) -> None:
+    """Raises a DivergenceError unless all metrics and all trained weights are finite."""
+    parts = [getattr(state, field.name) for field in fields(state)]
+    models = [part for part in parts if isinstance(part, nn.Module)]
+    weights = [p.detach().flatten() for model in models for p in model.parameters()]
+    values = {key: torch.as_tensor(value).detach() for key, value in metrics.items()}
+    if weights:
+        values["the sum of the weights"] = torch.cat(weights).sum()
+    device = next(iter(values.values())).device
+    checked = torch.stack([value.double().to(device) for value in values.values()])
+    if checked.isfinite().all():  # the only wait for the device in a step
+        return
+    for metric, value in zip(values, checked.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"{name} stopped at step {state.step}: {metric} is {value}. {_likely_cause(state)} "
+                "A checkpoint, if there is one, keeps the last state that was saved."
+            )
+
+
+def _likely_cause(state: State) -> str:
+    optimizer = getattr(state, "optimizer", None)
+    rate = f" (it was {optimizer.param_groups[0]['lr']:.3g} in this step)" if optimizer else ""
+    return (
+        f"The likely cause is a learning rate that is too high{rate}, or rewards or a beta of "
+        "extreme size."
+    )

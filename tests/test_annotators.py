@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_toy.annotators import (
+    Annotator,
     BradleyTerryAnnotator,
     NoisyAnnotator,
     Population,
@@ -133,7 +134,7 @@ def test_a_crowds_ratings_are_its_members():
     ratings = Population(members, [1, 4]).rate(torch.zeros(n), make_generator(0))
     assert set(ratings.tolist()) == {2.0, 7.0}
     assert abs(int((ratings == 7).sum()) - 0.8 * n) < 5 * math.sqrt(n * 0.16)
-    with pytest.raises(TypeError, match="only raters"):
+    with pytest.raises(TypeError, match="every member must be a Rater, as only raters can rate"):
         Population([BradleyTerryAnnotator()]).rate(torch.zeros(2), make_generator(0))
 
 
@@ -174,5 +175,42 @@ def test_the_ceiling_is_reached_by_the_true_reward_and_by_nothing_better():
     ],
 )
 def test_bad_input_is_refused(make, error):
-    with pytest.raises(error):
+    with pytest.raises(error, match="must"):
         make()
+
+
+def test_only_the_callers_generator_decides():
+    rewards = torch.zeros(3)
+    for annotator in KINDS:
+        with pytest.raises(TypeError, match=r"generator must be a torch\.Generator.* got None"):
+            annotator.prefer(rewards, rewards, None)
+    for rater in (Rater(), CROWD):
+        with pytest.raises(TypeError, match=r"generator must be a torch\.Generator.* got None"):
+            rater.rate(rewards, None)
+
+
+def test_ratings_need_finite_rewards():
+    for rater in (Rater(), CROWD):
+        with pytest.raises(ValueError, match="rewards must be finite, got NaN or infinity in 2"):
+            rater.rate(torch.tensor([0.0, math.nan, math.inf]), make_generator(0))
+
+
+def test_an_annotator_without_parentheses_is_refused():
+    rewards = torch.zeros(3)
+    for call in (
+        lambda: NoisyAnnotator(BradleyTerryAnnotator, 0.1),
+        lambda: Population([Rater(), Rater]),
+        lambda: preference_ceiling(Rater, rewards, rewards),
+    ):
+        with pytest.raises(TypeError, match=r"one such as BradleyTerryAnnotator\(\), got <class"):
+            call()
+
+
+def test_an_annotator_of_ones_own_needs_only_a_probability():
+    class AlwaysFirst(Annotator):
+        def preference_probability(self, first_rewards, second_rewards):
+            return torch.ones_like(first_rewards)
+
+    rewards = torch.zeros(5)
+    assert AlwaysFirst().prefer(rewards, rewards, make_generator(0)).all()
+    assert float(preference_ceiling(AlwaysFirst(), rewards, rewards)) == 1

@@ -105,12 +105,29 @@ def test_the_bound_is_reached_where_each_of_very_many_is_unlikely(n):
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, True, None])
-def test_n_must_be_a_whole_number_of_at_least_1(n):
+def test_n_must_be_an_integer_of_at_least_1(n):
     ref_logps = random_reference(3, 0)
-    with pytest.raises(ValueError, match="whole number of at least 1"):
+    error = ValueError if type(n) is int else TypeError
+    with pytest.raises(error, match="n must be an integer"):
         best_of_n_logps(ref_logps, ref_logps, n)
-    with pytest.raises(ValueError, match="whole number of at least 1"):
+    with pytest.raises(error, match="n must be an integer"):
         best_of_n_kl_bound(n)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_must_be_finite(bad):
+    scores = torch.tensor([[0.0, bad, 1.0]])
+    with pytest.raises(ValueError, match="scores must be finite, got NaN or infinity in 1 place"):
+        best_of_n_logps(random_reference(3, 0), scores, 2)
+    with pytest.raises(ValueError, match="scores must be finite, got NaN or infinity in 1 place"):
+        pick_best_of_n(torch.zeros(1, 3, 2), scores)
+
+
+@pytest.mark.parametrize("change", [lambda p: p + 1, torch.exp, lambda p: p * math.nan])
+def test_the_reference_must_be_a_distribution(change):
+    ref_logps = random_reference(3, 0)
+    with pytest.raises(ValueError, match="ref_logps must hold log-probabilities"):
+        best_of_n_logps(change(ref_logps), ref_logps, 2)
 
 
 def test_shapes_must_fit():

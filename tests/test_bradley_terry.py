@@ -107,12 +107,25 @@ def test_data_without_a_finite_maximum_are_refused_unless_penalised(winners, los
 
 
 @pytest.mark.parametrize(
-    ("winners", "losers"),
-    [([0, 3], [1, 0]), ([0, 1], [1, -1]), ([0.0, 1.0], [1.0, 0.0])],
+    ("winners", "losers", "got"),
+    [([0, 3], [1, 0], "from 0 to 3"), ([0, 1], [1, -1], "from -1 to 1")],
 )
-def test_indices_that_are_no_items_are_refused(winners, losers):
-    with pytest.raises(ValueError, match="whole numbers from 0 to 2"):
+def test_indices_that_are_no_items_are_refused(winners, losers, got):
+    with pytest.raises(ValueError, match=f"must be ids from 0 to 2, got ids {got}"):
         fit_bradley_terry(winners, losers, 3)
+
+
+@pytest.mark.parametrize("winners", [[0.0, 1.0], ["a", "b"], [True, False], [None, 1]])
+def test_indices_that_are_no_integers_are_refused(winners):
+    with pytest.raises(TypeError, match="winners and losers must be integers"):
+        fit_bradley_terry(winners, [1, 0], 3)
+
+
+def test_small_integers_will_do():
+    winners, losers = comparisons(7)
+    expected = fit_bradley_terry(winners, losers, 5)
+    got = fit_bradley_terry(winners.astype(np.int8), torch.from_numpy(losers), 5)
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +134,11 @@ def test_indices_that_are_no_items_are_refused(winners, losers):
 def test_lists_that_are_no_comparisons_are_refused(winners, losers):
     with pytest.raises(ValueError, match="lists of one length, at least 1"):
         fit_bradley_terry(winners, losers, 2)
+
+
+def test_ragged_lists_are_refused():
+    with pytest.raises(ValueError, match="winners and losers must be lists of item indices"):
+        fit_bradley_terry([[0, 1], [1]], [1, 0], 2)
 
 
 @pytest.mark.parametrize("l2", [-1.0, np.nan, np.inf])

@@ -3,6 +3,7 @@
 import json
 from dataclasses import FrozenInstanceError
 
+import gymnasium as gym
 import pytest
 import torch
 
@@ -78,23 +79,29 @@ def test_a_split_is_random_disjoint_and_complete(pairs):
             pairs.split(fraction, seed=0)
 
 
-def test_batches_hold_every_pair_once_in_another_order(pairs):
-    batches = list(pairs.batches(64, make_generator(0)))
-    assert [len(batch) for batch in batches] == [64, 64, 64, 8]
-    rows = [row for batch in batches for row in as_tuples(batch)]
-    assert sorted(rows) == sorted(as_tuples(pairs))
-    assert rows != as_tuples(pairs)
-    with pytest.raises(ValueError, match="batch_size"):
-        next(pairs.batches(0, make_generator(0)))
-
-
 def test_rows_are_picked_by_slice_mask_and_indices(pairs):
     rows = as_tuples(pairs)
     assert as_tuples(pairs[3:5]) == rows[3:5]
     assert as_tuples(pairs[torch.tensor([7, 2])]) == [rows[7], rows[2]]
     assert as_tuples(pairs[torch.arange(len(pairs)) == 9]) == [rows[9]]
+    assert as_tuples(pairs[torch.tensor([-1])]) == [rows[-1]]
     with pytest.raises(TypeError, match="slice"):
         pairs[3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (torch.tensor([200]), "rows must be ids from -200 to 199, got ids from 200 to 200"),
+        (torch.tensor([0.0]), "rows must be a nonempty int64 tensor"),
+        (torch.zeros(200, dtype=torch.bool), "nonempty"),
+        (torch.ones(199, dtype=torch.bool), r"got prompts \[200\], rows \[199\]"),
+        (slice(5, 5), "nonempty"),
+    ],
+)
+def test_rows_that_pick_nothing_or_do_not_exist_are_refused(pairs, rows, reason):
+    with pytest.raises(ValueError, match=reason):
+        pairs[rows]
 
 
 def test_joined_pairs_stand_one_after_the_other(pairs, policy, world):
@@ -103,16 +110,18 @@ def test_joined_pairs_stand_one_after_the_other(pairs, policy, world):
     assert len(pairs) == 200  # as it was
 
 
-def test_only_pairs_of_the_same_texts_can_be_joined(pairs, bandit):
+def test_only_pairs_of_one_world_can_be_joined(pairs, bandit):
     with pytest.raises(TypeError, match="other must be a PreferenceDataset"):
         pairs.join([pairs])
     policy = PolicyModel(GPTConfig.for_world(bandit, n_embd=16, n_head=2), make_generator(0))
-    with pytest.raises(ValueError, match="the same prompts"):
+    with pytest.raises(ValueError, match="from another world"):
         pairs.join(collect(policy, bandit, n=5))
     longer = WordMDP(max_length=4)
     end = torch.full((1, 4), longer.end_token)
-    with pytest.raises(ValueError, match="the same max_length, got 3 and 4"):
+    with pytest.raises(ValueError, match=longer.fingerprint):
         pairs.join(PreferenceDataset(longer, torch.zeros(1, dtype=torch.long), end, end))
+    again = PreferenceDataset(WordMDP(max_length=3), pairs.prompts, pairs.chosen, pairs.rejected)
+    assert len(pairs.join(again)) == 400  # another object, the same world
 
 
 def test_unique_responses_occur_once_and_give_every_pair_back(pairs):
@@ -148,7 +157,8 @@ def test_what_is_saved_is_loaded(name, request, tmp_path):
     loaded = PreferenceDataset.load(path, world)
     assert as_tuples(loaded) == as_tuples(pairs)
     first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-    assert list(first) == ["prompt", "chosen", "rejected"]
+    assert list(first) == ["prompt", "chosen", "rejected", "world"]
+    assert first["world"] == world.fingerprint
     assert first["chosen"] == world.decode(pairs.chosen[0])
     assert [p.name for p in tmp_path.iterdir()] == ["pairs.jsonl"]
 
@@ -158,6 +168,66 @@ def test_further_columns_are_left_out(world, tmp_path):
     path.write_text('{"prompt": "nap", "margin": 2, "chosen": "", "rejected": "very very very"}\n')
     (row,) = PreferenceDataset.load(path, world).rows()
     assert row == {"prompt": "nap", "chosen": "", "rejected": "very very very"}
+
+
+def test_another_worlds_file_is_refused(pairs, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    pairs.save(path)
+    longer = WordMDP(max_length=4)  # it could read every word of the file
+    with pytest.raises(ValueError, match=f"{path}:1: the pairs are from another world") as error:
+        PreferenceDataset.load(path, longer)
+    assert pairs.world.fingerprint in str(error.value) and longer.fingerprint in str(error.value)
+
+
+def test_one_line_from_another_world_is_found(world, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = json.loads(GOOD_LINE)
+    lines = (row, row | {"world": world.fingerprint}, row | {"world": "x" * 100_000})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=f"{path}:3: the pairs are from another world") as error:
+        PreferenceDataset.load(path, world)
+    assert len(str(error.value)) < 500
+
+
+def test_a_policy_may_repeat_itself_but_a_hand_written_file_may_not(bandit, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    arm = torch.zeros(1, 1, dtype=torch.long)
+    pairs = PreferenceDataset(bandit, arm[0], arm, arm)
+    pairs.save(path)
+    assert as_tuples(PreferenceDataset.load(path, bandit)) == as_tuples(pairs)
+    row = json.loads(path.read_text(encoding="utf-8"))
+    del row["world"]
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=f"{path}:1: chosen and rejected are both 'Seven minutes"):
+        PreferenceDataset.load(path, bandit)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"pairs.jsonl"])
+def test_what_is_no_path_is_refused(pairs, path):
+    for call in (pairs.save, lambda path: PreferenceDataset.load(path, pairs.world)):
+        with pytest.raises(TypeError, match=r"(?i)path"):
+            call(path)
+
+
+def test_a_folder_is_refused(world, tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        PreferenceDataset.load(tmp_path, world)
+
+
+def test_wrapped_worlds_work_too(policy, world, tmp_path):
+    env = gym.make("rlhf_toy/WordMDP-v0", max_length=3)
+    pairs = collect(policy, env)
+    assert as_tuples(pairs) == as_tuples(collect(policy, world))
+    pairs.save(tmp_path / "pairs.jsonl")
+    assert as_tuples(PreferenceDataset.load(tmp_path / "pairs.jsonl", env)) == as_tuples(pairs)
+    with pytest.raises(TypeError, match="expected one of the rlhf_toy/ worlds"):
+        collect(policy, gym.make("FrozenLake-v1"))
+
+
+def test_pairs_move_only_to_devices_that_are_there(pairs):
+    assert as_tuples(pairs.to("cpu")) == as_tuples(pairs)
+    with pytest.raises(ValueError, match="'nowhere' cannot be used here"):
+        pairs.to("nowhere")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +242,14 @@ def test_further_columns_are_left_out(world, tmp_path):
         (b'{"prompt": "opera", "chosen": "good", "rejected": "bad"}', "unknown prompt 'opera'"),
         (b'{"prompt": "film", "chosen": "nice", "rejected": "bad"}', "unknown word 'nice'"),
         (b'{"prompt": "film", "chosen": "good and good and", "rejected": "bad"}', "4 words"),
-        (b'{"prompt": "\xff", "chosen": "good", "rejected": "bad"}', "not UTF-8"),
+        (b'{"prompt": "\xff", "chosen": "good", "rejected": "bad"}', "not JSON in UTF-8"),
+        (b'{"prompt": "nap", "chosen": "bad", "rejected": "bad", "chosen": ""}', "occurs twice"),
+        (
+            b'{"prompt": "nap", "chosen": "very bad", "rejected": "very  bad"}',
+            "are both 'very bad'",
+        ),
+        (b'{"prompt": "nap", "chosen": ["bad"], "rejected": "bad"}', "must be text, got ['bad']"),
+        (b'{"prompt": "nap", "chosen": "bad", "rejected": "", "world": 3}', "another world"),
     ],
 )
 def test_a_bad_line_is_named_with_file_number_and_reason(world, tmp_path, line, reason):
@@ -237,5 +314,31 @@ def test_a_column_that_is_no_tensor_is_refused(pairs):
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, True])
 def test_a_bad_number_of_pairs_is_refused(policy, world, n):
-    with pytest.raises(ValueError, match="n must be"):
+    with pytest.raises(ValueError if type(n) is int else TypeError, match="n must be an integer"):
         collect(policy, world, n=n)
+
+
+def test_pairs_need_an_annotator_and_a_generator(policy, world):
+    with pytest.raises(TypeError, match="annotator must be one such as"):
+        collect_preferences(policy, world, BradleyTerryAnnotator, 5, make_generator(0))
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator"):
+        collect_preferences(policy, world, BradleyTerryAnnotator(), 5, None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": "film", "chosen": "x" * 200_000, "rejected": "bad"},
+        {"prompt": "x" * 200_000, "chosen": "good", "rejected": "bad"},
+        {"prompt": "film", "chosen": [0] * 200_000, "rejected": "bad"},
+        {f"key {i}": 0 for i in range(50_000)},
+        {"prompt": "film", "chosen": "bad " * 50_000, "rejected": "bad"},
+    ],
+    ids=["word", "prompt", "list", "keys", "words"],
+)
+def test_messages_stay_short(world, tmp_path, line):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(line))
+    with pytest.raises(ValueError) as error:
+        PreferenceDataset.load(path, world)
+    assert len(str(error.value)) < 1_000

@@ -1,4 +1,4 @@
-"""What holds for every trainer: it learns, repeats itself, and goes on where it was killed."""
+"""What is true of every trainer: it learns, repeats itself, and resumes where it was killed."""
 
 import contextlib
 import os
@@ -16,10 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rlhf_toy import best_of_n as best_of_n_module
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
-from rlhf_toy.dpo import DPOSettings, pair_logps, train_dpo
-from rlhf_toy.envs import PromptBandit, SlipperyWordMDP, WordMDP
+from rlhf_toy.dpo import DPOSettings, train_dpo
+from rlhf_toy.envs import PromptBandit, WordMDP
 from rlhf_toy.exact import Yardstick, response_rewards
-from rlhf_toy.losses import dpo_loss
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
@@ -107,7 +106,7 @@ def test_a_killed_trainer_ends_bit_for_bit_where_an_uninterrupted_one_does(
 
 @pytest.mark.parametrize("name", ["ppo", "dpo"])
 @pytest.mark.parametrize("halt_at", [1, 25, 31, 32])
-def test_a_trainer_that_its_watch_ends_goes_on_bit_for_bit(name, halt_at, tmp_path):
+def test_a_trainer_that_its_watch_ends_resumes_bit_for_bit(name, halt_at, tmp_path):
     train, path, seen = TRAINERS[name], tmp_path / "run.pt", []
     straight, history = train(seed=5, device="cpu")
 
@@ -170,89 +169,8 @@ def test_bad_input_is_refused_before_anything_is_written(name, bad, tmp_path):
     ],
 )
 def test_bad_settings_are_refused(make):
-    with pytest.raises(ValueError):
+    with pytest.raises((TypeError, ValueError)):
         make()
-
-
-def test_a_slippery_world_is_refused_by_trainers_that_need_the_closed_form():
-    with pytest.raises(ValueError, match="soft_policy_evaluation"):
-        train_ppo(
-            SlipperyWordMDP(slip=0.1, max_length=2), REFERENCE, WORLD.response_rewards, seed=0
-        )
-
-
-def test_ppo_starts_at_ratio_one_and_the_reference():
-    _, history = TRAINERS["ppo"](seed=0, device="cpu")
-    ratios = history.series("val/ratio_first")[1]
-    assert len(ratios) == 32
-    assert max(abs(ratio - 1) for ratio in ratios) < 1e-5
-    assert abs(history.rows[0]["objective/kl"]) < 1e-5
-
-
-def test_ppos_estimates_stand_beside_exact_values_that_they_agree_with():
-    settings = PPOSettings(iterations=5, batch_size=20_000, learning_rate=1e-2, measure_every=1)
-    _, history = train_ppo(WORLD, REFERENCE, WORLD.response_rewards, settings, seed=0)
-    exact = history.series("exact/kl")[1], history.series("exact/reward")[1]
-    sampled = history.series("objective/kl")[1], history.series("objective/scores")[1]
-    assert exact[0][-1] > 0.05
-    for i in range(4):  # what is sampled in an iteration is the policy measured in the one before
-        assert sampled[0][i + 1] == pytest.approx(exact[0][i], abs=0.03)
-        assert sampled[1][i + 1] == pytest.approx(exact[1][i], abs=0.08)
-
-
-def test_dpo_starts_at_log_2_and_its_history_is_consistent():
-    settings = DPOSettings(steps=2, batch_size=64, measure_every=1)
-    _, history = train_dpo(PAIRS, REFERENCE, settings, seed=0)
-    first = history.rows[0]
-    assert first["loss"] == pytest.approx(np.log(2), abs=1e-6)
-    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
-    for row in history.rows:
-        assert row["rewards/margins"] == pytest.approx(
-            row["rewards/chosen"] - row["rewards/rejected"], abs=1e-5
-        )
-
-
-def test_dpo_goes_on_from_another_policy_against_the_same_reference():
-    one_step = DPOSettings(steps=1, batch_size=270, held_out=0.1, measure_every=1)
-    half_way, _ = train_dpo(PAIRS, REFERENCE, DPOSettings(steps=100), seed=0, device="cpu")
-    before = digest(half_way)
-    _, history = train_dpo(PAIRS, REFERENCE, one_step, seed=0, device="cpu", start=half_way)
-    assert digest(half_way) == before
-
-    train, _ = PAIRS.split(0.9, 0)  # the one batch of the run is all of it
-    with torch.no_grad():
-        loss = dpo_loss(*pair_logps(half_way, train), *pair_logps(REFERENCE, train), one_step.beta)
-    assert len(train) == 270
-    assert loss < np.log(2) - 0.01
-    assert history.last("loss") == pytest.approx(float(loss), abs=1e-6)
-    gap = Yardstick(WORLD, REFERENCE, one_step.beta).measure(half_way).gap
-    assert history.last("exact/gap") == pytest.approx(gap, abs=0.05)
-
-
-def test_dpo_refuses_a_start_of_another_world_and_a_checkpoint_of_another_start(tmp_path):
-    path = tmp_path / "run.pt"
-    wide = PolicyModel(GPTConfig.for_world(WordMDP(max_length=3)), make_generator(0))
-    with pytest.raises(ValueError, match="n_positions"):
-        TRAINERS["dpo"](checkpoint=path, start=wide)
-    assert not path.exists()
-    TRAINERS["dpo"](checkpoint=path, device="cpu")
-    other = PolicyModel(REFERENCE.config, make_generator(9))
-    with pytest.raises(ValueError, match="another"):
-        TRAINERS["dpo"](checkpoint=path, device="cpu", start=other)
-
-
-def test_early_stopping_hands_back_the_policy_that_was_best_on_the_held_out_pairs():
-    settings = {"steps": 200, "batch_size": 64, "learning_rate": 1e-2, "measure_every": 10}
-    few = PAIRS[:60]
-    stopped, history = train_dpo(few, REFERENCE, DPOSettings(**settings), seed=0)
-    last, _ = train_dpo(few, REFERENCE, DPOSettings(early_stopping=False, **settings), seed=0)
-    losses = history.series("held_out/loss")[1]
-    best = losses.index(min(losses))
-    assert best < len(losses) - 1, "the example must overfit, or it shows nothing"
-    yardstick = Yardstick(WORLD, REFERENCE, 0.5)
-    gaps = history.series("exact/gap")[1]
-    assert yardstick.measure(stopped).gap == pytest.approx(gaps[best], abs=1e-6)
-    assert yardstick.measure(last).gap == pytest.approx(gaps[-1], abs=1e-6)
 
 
 def test_the_whole_pipeline_closes_most_of_the_gap_on_the_bandit():
@@ -299,7 +217,7 @@ print(digest(policy))
 """
 
 
-def test_a_trainer_killed_by_the_system_goes_on(tmp_path):
+def test_a_trainer_killed_by_the_system_resumes(tmp_path):
     path = tmp_path / "ppo.pt"
     command = [sys.executable, "-c", KILLED_PROGRAM, os.path.dirname(__file__), str(path)]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

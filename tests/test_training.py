@@ -9,14 +9,20 @@ import torch
 
 from rlhf_toy.training import (
     BestSoFar,
+    Checkpoint,
+    DivergenceError,
     History,
-    Run,
+    State,
     check_settings,
     digest,
     linear_decay,
+    make_checkpoint,
     make_generator,
     minibatch,
     pick_device,
+    reward_digest,
+    run_steps,
+    trainable_copy,
 )
 
 
@@ -26,22 +32,37 @@ class Settings:
     rate: float = 0.5
 
 
+@dataclass
+class Walk(State):
+    policy: torch.nn.Module
+
+
 def random_walk(
     checkpoint=None, settings=Settings(), seed=0, stop_before=None, inputs="same", watch=None
 ):
     """A run whose every step depends on chance and on all the steps before."""
     model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    generator = make_generator(seed)
-    history = History()
-    parts = {"policy": model}
-    run = Run("walk", settings, seed, inputs, parts, generator, history, checkpoint, watch=watch)
-    for step in run.steps(settings.steps, {"place": "place"}):
-        if step == stop_before:
+    state = Walk(make_generator(seed), 0, model)
+
+    def iterate():
+        if state.step == stop_before:
             raise KeyboardInterrupt
         with torch.no_grad():
-            model.weight.mul_(settings.rate).add_(torch.randn(1, generator=generator))
-        history.record(step, {"place": model.weight})
+            noise = torch.randn(1, generator=state.generator)
+            model.weight.mul_(settings.rate).add_(noise)
+        state.step += 1
+        return {"place": model.weight.detach().sum()}
+
+    history = run_steps(
+        "walk",
+        state,
+        iterate,
+        settings.steps,
+        shown_metrics={"place": "place"},
+        checkpoint=make_checkpoint(checkpoint, "walk", settings, seed, inputs=inputs),
+        watch=watch,
+    )
     return model.weight.item(), history.rows
 
 
@@ -65,7 +86,7 @@ def test_a_run_that_its_watch_ends_is_saved_at_that_step(tmp_path, halt_at):
 
     def watch(step, policy, history):
         seen.append(step)
-        assert history.rows[-1] == {"step": step - 1, "place": policy.weight.item()}
+        assert history.rows[-1] == {"step": step, "place": policy.weight.item()}
         if step == halt_at:
             raise InterruptedError
 
@@ -106,11 +127,57 @@ def test_an_unreadable_checkpoint_is_refused(tmp_path, content):
         random_walk(path)
 
 
+@pytest.mark.parametrize("where", [0, 40, 100, 500, -1])
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_checkpoint_is_refused_with_its_name(tmp_path, where, damage):
+    path = tmp_path / "walk.pt"
+    random_walk(path)
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[where] ^= 1
+    else:
+        content = content[:where]
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"walk\.pt is (damaged|no checkpoint)"):
+        random_walk(path)
+    assert path.read_bytes() == bytes(content)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    with pytest.raises(ValueError, match="folder"):
+        random_walk(path)
+
+
 def test_a_checkpoint_with_arbitrary_objects_is_not_unpickled(tmp_path):
     path = tmp_path / "walk.pt"
-    torch.save({"identity": random.Random(0)}, path)
+    Checkpoint(path, {"run": "walk"}).save({"state": random.Random(0)})
     with pytest.raises(ValueError, match="no checkpoint"):
         random_walk(path)
+
+
+def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    path = tmp_path / "walk.pt"
+    with pytest.raises(DivergenceError, match=r"walk stopped at step 52: place is nan\. "):
+        random_walk(path, watch=_poison(52))
+    assert Checkpoint(path, saved_identity(path)).load()["state"]["step"] == 50
+    assert random_walk(path) == random_walk()
+
+
+def saved_identity(path):
+    return make_checkpoint(path, "walk", Settings(), 0, inputs="same").identity
+
+
+def _poison(step):
+    """A watch that makes the policy NaN before a step."""
+
+    def watch(done, policy, history):
+        if done == step - 1:
+            with torch.no_grad():
+                policy.weight.fill_(torch.nan)
+
+    return watch
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -201,7 +268,7 @@ def test_a_digest_tells_tensors_apart():
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, "0", None])
 def test_a_bad_seed_is_refused(seed):
-    with pytest.raises(ValueError, match="seed"):
+    with pytest.raises((TypeError, ValueError), match="seed"):
         make_generator(seed)
 
 
@@ -213,7 +280,7 @@ def test_a_missing_device_is_refused(device):
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 1.5}, {"steps": True}])
 def test_counts_must_be_whole_and_positive(change):
-    with pytest.raises(ValueError, match="steps"):
+    with pytest.raises((TypeError, ValueError), match=r"steps must be (at least|an integer)"):
         check_settings(Settings(**change), ("steps",), ())
 
 
@@ -230,3 +297,43 @@ def test_a_run_leaves_the_global_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
     assert random.getstate() == before[2]
+
+
+def test_only_a_gpt_can_be_trained(world, policy, tiny):
+    copy = trainable_copy(policy, world)
+    assert copy is not policy and digest(copy) == digest(policy)
+    assert all(p.requires_grad for p in copy.parameters())
+    with pytest.raises(TypeError, match="start must be a PolicyModel, since a table"):
+        trainable_copy(tiny.table(tiny.theta(0)), tiny.world)
+    with pytest.raises(ValueError, match="another world"):
+        trainable_copy(policy, tiny.world)
+
+
+def test_reward_functions_are_told_apart_by_what_they_return(world, tiny):
+    cpu, rewards = torch.device("cpu"), world.response_rewards
+    same = [reward_digest(f, world, cpu) for f in (rewards, rewards, lambda p, y: rewards(p, y))]
+    assert len(set(same)) == 1
+
+    def unlike_for_one_word(prompts, responses):
+        return rewards(prompts, responses) + 0.1 * (responses[:, 0] == 3)
+
+    others = [lambda p, y: -rewards(p, y), lambda p, y: 2 * rewards(p, y), unlike_for_one_word]
+    digests = {reward_digest(f, world, cpu) for f in others}
+    assert len(digests) == 3 and same[0] not in digests
+    calls = iter(range(9))
+    unsteady = [reward_digest(lambda p, y: p * next(calls), world, cpu) for _ in range(2)]
+    assert unsteady[0] != unsteady[1]
+
+
+def test_metrics_are_recorded_and_measured_as_often_as_asked():
+    state = State(make_generator(0), 0)
+
+    def iterate():
+        state.step += 1
+        return {"a": float(state.step)}
+
+    history = run_steps(
+        "count", state, iterate, 7, lambda: {"b": 0.0}, measure_every=3, record_every=2
+    )
+    assert history.series("a") == ([2, 4, 6, 7], [2.0, 4.0, 6.0, 7.0])
+    assert history.series("b")[0] == [3, 6, 7]

@@ -5,34 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_positive
+from rlhf_toy.checks import check_last_dimension, check_positive
 
-
-def _check_shapes(**tensors: Tensor) -> None:
-    """Raises a ValueError unless all have the same last dimension and can be broadcast."""
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if len({shape[-1] if shape else None for shape in shapes.values()}) > 1:
-        raise ValueError(f"the last dimensions, over responses, must agree, got {shapes}")
-    try:
-        torch.broadcast_shapes(*shapes.values())
-    except RuntimeError:
-        raise ValueError(f"the shapes must agree or broadcast, got {shapes}") from None
+__all__ = [
+    "expected_reward",
+    "gibbs_policy",
+    "kl_divergence",
+    "lagrange_multiplier",
+    "log_partition",
+    "objective",
+]
 
 
 def kl_divergence(logp: Tensor, logq: Tensor) -> Tensor:
-    """KL(p ‖ q) = Σ_y p(y) (log p(y) − log q(y)) (L16), in nats.
+    """Return KL(p ‖ q) = Σ_y p(y) (log p(y) − log q(y)) in nats.
 
     Args:
         logp: [..., Y] log-probabilities; −inf where p is 0.
         logq: [..., Y].
 
     Returns:
-        [...]; 0 · log 0 counts as 0, and the result is inf where q misses something p has.
+        [...]; 0 · log 0 counts as 0, and the result is inf where q is 0 but p is not.
 
     Raises:
-        ValueError: the last dimensions differ.
+        TypeError: an argument that is not a tensor.
+        ValueError: the last dimensions differ, or there are no entries.
     """
-    _check_shapes(logp=logp, logq=logq)
+    check_last_dimension(logp=logp, logq=logq)
     logp, logq = torch.broadcast_tensors(logp, logq)
     has_mass = logp > -torch.inf
     missed = has_mass & (logq == -torch.inf)
@@ -43,65 +42,76 @@ def kl_divergence(logp: Tensor, logq: Tensor) -> Tensor:
 
 
 def log_partition(ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """log Z(x) = log Σ_y π_ref(y|x) exp(r(x, y)/β) (L17).
+    """Return log Z(x) = log Σ_y π_ref(y|x) exp(r(x, y)/β).
 
     Args:
         ref_logps: [..., Y] log π_ref(y|x).
         rewards: [..., Y] in logits.
-        beta: KL weight.
+        beta: strength of the KL penalty.
 
     Returns:
         [...] in nats, without overflow for any β.
 
     Raises:
-        ValueError: the last dimensions differ, or β is not a finite number above 0.
+        TypeError: an argument that is not a tensor, or a β that is not a number.
+        ValueError: the last dimensions differ, there are no entries, or β is not finite and
+            above 0.
     """
-    _check_shapes(ref_logps=ref_logps, rewards=rewards)
+    check_last_dimension(ref_logps=ref_logps, rewards=rewards)
     check_positive(beta=beta)
     return torch.logsumexp(ref_logps + rewards / beta, dim=-1)
 
 
 def gibbs_policy(ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """log π*(y|x) = log π_ref(y|x) + r(x, y)/β − log Z(x), the optimum of L16 (L17).
+    """Return log π*(y|x) = log π_ref(y|x) + r(x, y)/β − log Z(x), which maximises `objective`.
 
-    Arguments and errors as for `log_partition`; returns log-probabilities [..., Y].
+    Takes and raises what `log_partition` does; returns log-probabilities [..., Y]. Rafailov et al.
+    2023, equation 4.
     """
     log_z = log_partition(ref_logps, rewards, beta)
     return ref_logps + rewards / beta - log_z[..., None]
 
 
 def lagrange_multiplier(ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """λ(x) = β − β log Z(x), the multiplier of Σ_y π(y|x) = 1 at the optimum (L18).
+    """Return λ(x) = β − β log Z(x), the multiplier of Σ_y π(y|x) = 1 at the optimum.
 
-    Arguments and errors as for `log_partition`; returns [...].
+    Takes and raises what `log_partition` does; returns [...] in logits.
     """
     return beta - beta * log_partition(ref_logps, rewards, beta)
 
 
 def expected_reward(logps: Tensor, rewards: Tensor) -> Tensor:
-    """E_{y ~ π}[r(x, y)]: [..., Y] × 2 → [...]; a response of probability 0 counts as 0.
+    """Return E_{y ~ π}[r(x, y)] in logits; a response of probability 0 counts as 0.
+
+    Args:
+        logps: [..., Y] log π(y|x).
+        rewards: [..., Y] in logits.
+
+    Returns:
+        [...].
 
     Raises:
-        ValueError: the last dimensions differ.
+        TypeError: an argument that is not a tensor.
+        ValueError: the last dimensions differ, or there are no entries.
     """
-    _check_shapes(logps=logps, rewards=rewards)
+    check_last_dimension(logps=logps, rewards=rewards)
     return (logps.exp() * rewards).sum(-1)
 
 
 def objective(logps: Tensor, ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """J(π) per prompt: E_{y ~ π}[r(x, y)] − β KL(π ‖ π_ref) (L16).
+    """Return J(π) for each prompt: E_{y ~ π}[r(x, y)] − β KL(π ‖ π_ref).
 
     Args:
         logps: [..., Y] log π(y|x).
         ref_logps: [..., Y] log π_ref(y|x).
         rewards: [..., Y] in logits.
-        beta: KL weight.
+        beta: strength of the KL penalty.
 
     Returns:
-        [...]; the lecture's J is its mean over the prompts.
+        [...] in logits; J(π) of the whole problem is its mean over the prompts.
 
     Raises:
-        ValueError: the last dimensions differ, or β is not a finite number above 0.
+        TypeError, ValueError: as for `log_partition`.
     """
     check_positive(beta=beta)
     return expected_reward(logps, rewards) - beta * kl_divergence(logps, ref_logps)

@@ -7,33 +7,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_positive
+from rlhf_toy.checks import check_count, check_distribution, check_finite, check_ids, check_shapes
 from rlhf_toy.envs import SlipperyWordMDP, TextWorld
 from rlhf_toy.exact.bandit import gibbs_policy, log_partition, objective
 from rlhf_toy.exact.enumeration import n_states, response_rewards
 
+__all__ = [
+    "soft_policy_evaluation",
+    "soft_value_iteration",
+    "tabular_mdp",
+]
+
 
 def tabular_mdp(env: gym.Env) -> tuple[Tensor, Tensor, Tensor]:
-    """An environment as tables: where each action leads, how likely, and what it earns (L2).
+    """Return an environment as tables: where each action leads, how likely, and what it earns.
 
     Works for this package's worlds, whose states are those of `n_states`, and for Gymnasium's toy
-    texts, FrozenLake among them, whose states are their own and whose ends loop onto themselves.
+    texts such as FrozenLake, whose states are their own and whose final states lead to themselves.
 
     Args:
-        env: the environment.
+        env: the environment, with or without Gymnasium's wrappers.
 
     Returns:
         successors [S, A, K] (state indices), probabilities [S, A, K] and expected rewards [S, A],
         float64; K is the number of outcomes of an action.
 
     Raises:
-        TypeError: neither kind of environment.
+        TypeError: any other kind of environment.
     """
     inner = env.unwrapped if isinstance(env, gym.Env) else env
     if isinstance(inner, TextWorld):
-        return _word_tables(inner)
+        next_state, written = word_tables(inner)
+        if not isinstance(inner, SlipperyWordMDP):
+            return next_state[..., None], torch.ones(*next_state.shape, 1).double(), written
+        slips = inner.transition_probabilities  # [A meant, A written]
+        shape = (len(next_state), *slips.shape)
+        return next_state[:, None].expand(shape), slips.expand(shape), written @ slips.T
     if not hasattr(inner, "P"):
-        raise TypeError(f"expected an rlhf_toy/ world or a Gymnasium toy text, got {inner!r}")
+        kind = type(inner).__name__
+        raise TypeError(f"expected an rlhf_toy/ world or a Gymnasium toy text, got a {kind}")
     outcomes = max(len(row) for actions in inner.P.values() for row in actions.values())
     shape = (len(inner.P), len(inner.P[0]), outcomes)
     successors, probabilities = np.zeros(shape, dtype=np.int64), np.zeros(shape)
@@ -47,8 +59,8 @@ def tabular_mdp(env: gym.Env) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.from_numpy(table) for table in (successors, probabilities, rewards))
 
 
-def _word_tables(world: TextWorld) -> tuple[Tensor, Tensor, Tensor]:
-    """`tabular_mdp` of a text world: first for the token that is written, then for the slip."""
+def word_tables(world: TextWorld) -> tuple[Tensor, Tensor]:
+    """Return the next state and the reward after each token that is written, both [S, A]."""
     X, A, T = world.n_prompts, world.n_actions, world.max_length
     P, over = int(world.level_starts[-1]), n_states(world) - 1
     table = response_rewards(world)
@@ -58,7 +70,7 @@ def _word_tables(world: TextWorld) -> tuple[Tensor, Tensor, Tensor]:
     for level in range(T):
         here = slice(starts[level], starts[level + 1])
         n = world.n_words**level
-        if world.end_token is not None:  # the ended responses stand where their word strings do
+        if world.end_token is not None:  # a string of words and its ended response share an index
             earned[:, here, world.end_token] = table[:, here]
         if level + 1 < T:
             below = starts[level + 1] + torch.arange(n * world.n_words).view(n, world.n_words)
@@ -67,12 +79,7 @@ def _word_tables(world: TextWorld) -> tuple[Tensor, Tensor, Tensor]:
             full = table[:, -n * world.n_words :]
             earned[:, here, : world.n_words] = full.view(X, n, world.n_words)
     next_state = torch.cat([next_state.view(-1, A), torch.full((1, A), over)])
-    earned = torch.cat([earned.view(-1, A), torch.zeros(1, A, dtype=torch.float64)])
-    if not isinstance(world, SlipperyWordMDP):
-        return next_state[..., None], torch.ones(*next_state.shape, 1).double(), earned
-    slips = world.transition_probabilities  # [A meant, A written]
-    shape = (len(next_state), A, A)
-    return next_state[:, None].expand(shape), slips.expand(shape), earned @ slips.T
+    return next_state, torch.cat([earned.view(-1, A), torch.zeros(1, A, dtype=torch.float64)])
 
 
 def soft_value_iteration(
@@ -83,30 +90,33 @@ def soft_value_iteration(
     beta: float,
     horizon: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The KL-regularised optimum of a finite-horizon MDP, by backward induction (L29, L30).
+    """Return the KL-regularised optimum of a finite-horizon MDP, by backward induction.
 
     Q_h(s, a) = r(s, a) + E[V_{h+1}(s′)], V_h(s) = β log Σ_a π_ref(a|s) exp(Q_h(s, a)/β) and
     π_h(a|s) = π_ref(a|s) exp((Q_h(s, a) − V_h(s))/β), so that β log π*/π_ref = Q* − V*
     (Rafailov et al. 2024, whose Q* contains β log π_ref as well).
 
     Args:
-        successors: [S, A, K] next states.
+        successors: [S, A, K] next states, int64.
         probabilities: [S, A, K] of each.
-        rewards: [S, A] expected rewards.
+        rewards: [S, A] expected rewards in logits.
         ref_logps: [S, A] log π_ref(a|s).
-        beta: KL weight.
+        beta: strength of the KL penalty.
         horizon: H, the number of steps.
 
     Returns:
         Q [H, S, A], V [H + 1, S] (V_H = 0) and logps [H, S, A].
 
     Raises:
-        ValueError: shapes that do not fit, probabilities that do not sum to 1, β not a finite
-            number above 0, a horizon below 1.
+        TypeError: a table that is not a tensor, or a β or horizon that is not a number.
+        ValueError: shapes that do not fit, successors that are not states, probabilities (the
+            reference's included) that are negative or do not sum to 1, rewards that are not finite,
+            β not finite and above 0, a horizon below 1.
     """
-    _check_tables(successors, probabilities, rewards, ref_logps, beta, horizon)
-    V = torch.zeros(horizon + 1, len(rewards), dtype=rewards.dtype, device=rewards.device)
-    Q = rewards.new_empty(horizon, *rewards.shape)
+    check_tables(successors, probabilities, rewards, ref_logps)
+    check_count("horizon", horizon)
+    V = probabilities.new_zeros(horizon + 1, len(rewards))
+    Q = probabilities.new_empty(horizon, *rewards.shape)
     logps = torch.empty_like(Q)
     for h in reversed(range(horizon)):
         Q[h] = rewards + (probabilities * V[h + 1][successors]).sum(-1)
@@ -123,7 +133,7 @@ def soft_policy_evaluation(
     logps: Tensor,
     beta: float,
 ) -> Tensor:
-    """The KL-regularised value of any policy in a finite-horizon MDP, by backward induction (L29).
+    """Return the KL-regularised value of any policy in a finite-horizon MDP.
 
     V_h(s) = E_{a ~ π_h}[r(s, a) − β log π_h(a|s)/π_ref(a|s) + V_{h+1}(s′)].
 
@@ -135,36 +145,30 @@ def soft_policy_evaluation(
         V [H + 1, S].
 
     Raises:
-        ValueError: as for `soft_value_iteration`.
+        TypeError, ValueError: as for `soft_value_iteration`, and where a policy's probabilities do
+            not sum to 1.
     """
-    if logps.dim() != 3 or logps.shape[1:] != rewards.shape:
-        raise ValueError(
-            f"logps must be [H, S, A], here [H, {', '.join(map(str, rewards.shape))}], "
-            f"got {list(logps.shape)}"
-        )
-    horizon = len(logps)
-    _check_tables(successors, probabilities, rewards, ref_logps, beta, horizon)
-    V = torch.zeros(horizon + 1, len(rewards), dtype=rewards.dtype, device=rewards.device)
+    check_tables(successors, probabilities, rewards, ref_logps)
+    horizon = check_shapes(logps=(logps, "HSA"), rewards=(rewards, "SA"))["H"]
+    check_distribution("logps", logps)
+    V = probabilities.new_zeros(horizon + 1, len(rewards))
     for h in reversed(range(horizon)):
         Q = rewards + (probabilities * V[h + 1][successors]).sum(-1)
         V[h] = objective(logps[h], ref_logps, Q, beta)
     return V
 
 
-def _check_tables(successors, probabilities, rewards, ref_logps, beta, horizon) -> None:
-    """Raises a ValueError unless the tables of an MDP fit together."""
-    check_positive(beta=beta)
-    if successors.dim() != 3 or successors.shape != probabilities.shape:
-        raise ValueError(
-            "successors and probabilities must both be [S, A, K], got "
-            f"{list(successors.shape)} and {list(probabilities.shape)}"
-        )
-    if rewards.shape != successors.shape[:2] or ref_logps.shape != rewards.shape:
-        raise ValueError(
-            f"rewards and ref_logps must both be [S, A] = {list(successors.shape[:2])}, got "
-            f"{list(rewards.shape)} and {list(ref_logps.shape)}"
-        )
-    if not torch.allclose(probabilities.sum(-1), torch.ones_like(rewards)):
-        raise ValueError("the probabilities of an action's outcomes must sum to 1")
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+def check_tables(
+    successors: Tensor, probabilities: Tensor, rewards: Tensor, ref_logps: Tensor, kind: str = "SA"
+) -> None:
+    """Raise unless the tables of an MDP, with rewards of shape `kind`, and a reference fit."""
+    sizes = check_shapes(
+        successors=(successors, "SAK"),
+        probabilities=(probabilities, "SAK"),
+        rewards=(rewards, kind),
+        ref_logps=(ref_logps, "SA"),
+    )
+    check_ids("successors", successors, sizes["S"], 3)
+    check_distribution("probabilities", probabilities, log=False)
+    check_distribution("ref_logps", ref_logps)
+    check_finite(rewards=rewards)

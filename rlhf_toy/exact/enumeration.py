@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
 from rlhf_toy.envs import TextWorld, unwrap
-from rlhf_toy.models import Cache, PolicyModel, RewardModel, check_fits
+from rlhf_toy.models import Cache, Policy, RewardModel, check_fits
+
+__all__ = [
+    "n_states",
+    "response_logps",
+    "response_rewards",
+    "response_scores",
+    "state_logps",
+]
 
 NODES_AT_ONCE = 1_000  # word strings whose continuations are scored at once: bounds the memory
 
@@ -23,32 +31,35 @@ def n_states(world: TextWorld) -> int:
     return world.n_prompts * int(world.level_starts[-1]) + 1
 
 
-def _tree(
-    model: PolicyModel | RewardModel, world: TextWorld, prompt: int
-) -> Iterator[tuple[Tensor, Cache]]:
-    """Walks down the tree of word strings after a prompt, a level at a time.
+Step = Callable[[Tensor, Cache | None], tuple[Tensor, Cache]]
 
-    Yields for 0, 1 … T − 1 words: what the body makes of the last position [n, 1, n_embd], and the
-    KV cache, which the next level takes over. One prompt at a time bounds the memory.
+
+def _tree(
+    step: Step, world: TextWorld, prompt: int, device: torch.device
+) -> Iterator[tuple[Tensor, Cache]]:
+    """Walk down the tree of word strings after a prompt, one level at a time.
+
+    Yields for 0, 1 … T − 1 words what `step` returns for the last tokens [n] and the cache of the
+    level above. One prompt at a time bounds the memory.
     """
-    words = torch.arange(world.n_words, device=model.device)
-    tokens, past = world.prompt_tokens(torch.tensor([[prompt]], device=model.device)), None
+    words = torch.arange(world.n_words, device=device)
+    tokens, past = world.prompt_tokens(torch.tensor([prompt], device=device)), None
     for level in range(world.max_length):
         if level > 0:
             tokens, past = _children(past, words)
-        hidden, past = model.body(tokens, past)
-        yield hidden, past
+        found, past = step(tokens, past)
+        yield found, past
 
 
 def _children(past: Cache, tokens: Tensor) -> tuple[Tensor, Cache]:
-    """Each of n nodes followed by each of k tokens: the tokens [n · k, 1] and their KV cache."""
+    """Each of n nodes followed by each of k tokens: the tokens [n · k] and their KV cache."""
     n, k = len(past[0][0]), len(tokens)
     repeated = [tuple(t.repeat_interleave(k, dim=0) for t in block) for block in past]
-    return tokens.repeat(n)[:, None], repeated
+    return tokens.repeat(n), repeated
 
 
-def state_logps(policy: PolicyModel, env: gym.Env) -> Tensor:
-    """log π(a|s) in every state of a world, by one walk over the tree of word strings (L4).
+def state_logps(policy: Policy, env: gym.Env) -> Tensor:
+    """log π(a|s) in every state of a world, by one walk over the tree of word strings.
 
     Each level of the tree is one batch, and takes the KV cache of the level above.
 
@@ -68,15 +79,15 @@ def state_logps(policy: PolicyModel, env: gym.Env) -> Tensor:
     rows = []
     with torch.inference_mode():
         for prompt in range(world.n_prompts):
-            for hidden, _ in _tree(policy, world, prompt):
-                rows.append(policy.logits(hidden)[:, 0].double().log_softmax(-1))
+            for logits, _ in _tree(policy.next_logits, world, prompt, policy.device):
+                rows.append(logits.double().log_softmax(-1))
         rows.append(torch.full_like(rows[0][:1], 1 / world.n_actions).log())
         logps = torch.cat(rows)
     return logps.clone()
 
 
-def response_logps(policy: PolicyModel, env: gym.Env) -> Tensor:
-    """log π(y|x) of every response to every prompt, exactly (L4).
+def response_logps(policy: Policy, env: gym.Env) -> Tensor:
+    """log π(y|x) of every response to every prompt, exactly.
 
     Args:
         policy: the language model.
@@ -132,13 +143,14 @@ def _scores_after(reward_model: RewardModel, past: Cache, tokens: Sequence[int])
     for start in range(0, len(past[0][0]), NODES_AT_ONCE):
         nodes = slice(start, start + NODES_AT_ONCE)
         some = [tuple(t[nodes] for t in block) for block in past]
-        hidden, _ = reward_model.body(*_children(some, tokens))
+        last, repeated = _children(some, tokens)
+        hidden, _ = reward_model.body(last[:, None], repeated)
         scores.append(reward_model.head(hidden)[:, 0, 0])
     return torch.cat(scores)
 
 
 def response_scores(reward_model: RewardModel, env: gym.Env) -> Tensor:
-    """Learned reward r_φ(x, y) of every response to every prompt, [X, Y] float64 (L6).
+    """Learned reward r_φ(x, y) of every response to every prompt, [X, Y] float64.
 
     One walk over the tree of word strings, as in `state_logps`; the order is that of
     `response_logps`.
@@ -150,9 +162,13 @@ def response_scores(reward_model: RewardModel, env: gym.Env) -> Tensor:
     world = unwrap(env)
     check_fits(reward_model, world)
     scores = []
+
+    def read(tokens: Tensor, past: Cache | None) -> tuple[Tensor, Cache]:
+        return reward_model.body(tokens[:, None], past)
+
     with torch.inference_mode():
         for prompt in range(world.n_prompts):
-            for _, past in _tree(reward_model, world, prompt):
+            for _, past in _tree(read, world, prompt, reward_model.device):
                 if world.end_token is not None:
                     scores.append(_scores_after(reward_model, past, [world.end_token]))
             scores.append(_scores_after(reward_model, past, range(world.n_words)))

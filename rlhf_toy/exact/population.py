@@ -1,8 +1,8 @@
-"""DPO with endless data: its loss as an exact expectation, and the policy that minimises it (L29).
+"""DPO with infinite data: its loss as an exact expectation, and the policy that minimises it.
 
-An annotator after Bradley and Terry judges pairs of episodes that the reference had in a small MDP.
-With the expectation taken exactly, whatever is wrong with the optimum is DPO's own fault, and not
-that of the sample. Shapes: N records of an episode, R different returns, S states, A actions, K
+A Bradley–Terry annotator compares pairs of episodes that the reference generated in a small MDP.
+Because the expectation is exact, any error of the optimum comes from DPO itself and not from a
+finite sample. Shapes: N records of an episode, R different returns, S states, A actions, K
 outcomes of an action, H steps. Everything is float64; rewards are in logits.
 """
 
@@ -18,27 +18,59 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from rlhf_toy.envs import SlipperyWordMDP, TextWorld, unwrap
-from rlhf_toy.exact.dynamic_programming import tabular_mdp
+from rlhf_toy.checks import (
+    check_choice,
+    check_count,
+    check_distribution,
+    check_finite,
+    check_ids,
+    check_positive,
+    check_shapes,
+    check_type,
+)
+from rlhf_toy.envs import SlipperyWordMDP, TextWorld
+from rlhf_toy.exact.dynamic_programming import check_tables, tabular_mdp, word_tables
+
+__all__ = [
+    "Episodes",
+    "enumerate_episodes",
+    "implicit_rewards",
+    "outcome_rewards",
+    "population_dpo",
+    "population_loss",
+    "population_rewards",
+]
 
 GRADIENT_AT_MOST = 1e-6  # largest entry at which an optimum counts as found
-RETURN_DIGITS = 9  # returns that agree to so many digits after the point are one
+RETURN_DIGITS = 9  # returns that agree to this many decimal places count as one
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Every way an episode can go under the reference: what was recorded, and what it earned.
+    """Every possible episode under the reference: what was recorded, and what it earned.
 
-    Attributes:
-        visits: [N, H] which entry of a table [H, S, A] each step of a record stands for (an index
-            into the flattened table), −1 once the episode is over.
+    Args:
+        visits: [N, H] int64, for each step of a record its index in a flattened table [H, S, A];
+            −1 once the episode is over.
         chances: [N, R] probability of each record with each return; they sum to 1.
-        returns: [R] the different returns.
+        returns: [R] the different returns, in logits.
+
+    Raises:
+        TypeError: an argument that is not a tensor.
+        ValueError: shapes that do not fit, a negative chance, chances that do not sum to 1, returns
+            that are not finite.
     """
 
     visits: Tensor
     chances: Tensor
     returns: Tensor
+
+    def __post_init__(self) -> None:
+        check_shapes(
+            visits=(self.visits, "NH"), chances=(self.chances, "NR"), returns=(self.returns, "R")
+        )
+        check_distribution("chances", self.chances.flatten(), log=False)
+        check_finite(returns=self.returns)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -47,15 +79,15 @@ class Episodes:
 
     @cached_property
     def win_rates(self) -> Tensor:
-        """[N] how likely an episode with each record is preferred to another one (L7)."""
+        """[N] probability that an episode with each record is preferred to another episode."""
         against_any = torch.sigmoid(self.returns[:, None] - self.returns) @ self.chances.sum(0)
         return self.chances @ against_any / self.weights
 
 
 def outcome_rewards(env: gym.Env) -> Tensor:
-    """What each outcome of an action earns, [S, A, K], in the order of `tabular_mdp`.
+    """Return what each outcome of an action earns, [S, A, K] in logits, in `tabular_mdp`'s order.
 
-    `tabular_mdp` has the expected rewards [S, A]; an annotator sees what came of an action.
+    `tabular_mdp` gives the expected rewards [S, A]; an annotator sees which outcome occurred.
 
     Raises:
         TypeError: neither a world of this package nor a Gymnasium toy text.
@@ -68,11 +100,10 @@ def outcome_rewards(env: gym.Env) -> Tensor:
             for action, row in actions.items():
                 rewards[state, action, : len(row)] = torch.tensor([r for _, _, r, _ in row])
         return rewards
-    if not isinstance(unwrap(env), SlipperyWordMDP):
+    if not isinstance(inner, SlipperyWordMDP):
         return expected[..., None]
-    # An outcome is the token that was written, and it alone decides what is earned.
-    _, _, written = tabular_mdp(SlipperyWordMDP(0.0, inner.world_spec, inner.max_length))
-    return written[:, None].expand(successors.shape)
+    # An outcome is the token that was written; the reward depends on nothing else.
+    return word_tables(inner)[1][:, None].expand(successors.shape)
 
 
 def enumerate_episodes(
@@ -84,51 +115,51 @@ def enumerate_episodes(
     horizon: int,
     record: str = "actions",
 ) -> Episodes:
-    """All episodes of H steps from one state, under the reference.
+    """Return all episodes of H steps from one state, under the reference.
 
-    An episode is over in a state that no action leaves and where none earns anything.
+    An episode is over in a state that no action leaves and where no action earns anything.
 
     Args:
-        successors: [S, A, K] next states.
+        successors: [S, A, K] next states, int64.
         probabilities: [S, A, K] of each.
-        rewards: [S, A, K] of each, see `outcome_rewards`.
+        rewards: [S, A, K] of each in logits, see `outcome_rewards`.
         ref_logps: [S, A] log π_ref(a|s).
         start: the first state.
-        horizon: H.
-        record: what the log-ratio will be taken of: "actions" for those that were chosen, or
-            "outcomes" for what came of them, outcome k being read as action k (in the slippery word
-            world: the words that were meant, or those that were written; then K = A).
+        horizon: H, the number of steps.
+        record: the tokens whose log-ratio will be taken: "actions" for the actions that were
+            chosen, "outcomes" for what followed, where outcome k is read as action k. In the
+            slippery word world these are the words that were meant and the words that were written
+            (there K = A).
 
     Returns:
-        the episodes, those with the same record and return as one.
+        the episodes; episodes with the same record and the same return are merged.
 
     Raises:
-        ValueError: shapes that do not fit, probabilities that do not sum to 1, an unknown `record`,
-            a start that is no state, a horizon below 1.
+        TypeError: a table that is not a tensor, or a start or horizon that is not an integer.
+        ValueError: tables as for `soft_value_iteration`, an unknown `record`, outcomes that cannot
+            be read as actions, a start that is not a state, a horizon below 1.
     """
-    S, A, K = _check_tables(successors, probabilities, rewards, ref_logps)
-    if record not in ("actions", "outcomes"):
-        raise ValueError(f"record must be 'actions' or 'outcomes', got {record!r}")
+    check_tables(successors, probabilities, rewards, ref_logps, "SAK")
+    S, A, K = successors.shape
+    check_choice("record", record, ("actions", "outcomes"))
     if record == "outcomes" and K != A:
         raise ValueError(f"outcomes can be read as actions only where K = A, got {K} and {A}")
-    if start not in range(S) or horizon < 1:
-        raise ValueError(f"no {horizon} steps from state {start!r} of {S}")
+    check_count("start", start, 0, S - 1)
+    check_count("horizon", horizon)
     stays = (successors == torch.arange(S)[:, None, None]) | (probabilities == 0)
     over = (stays & (rewards * probabilities == 0)).flatten(1).all(1)
     branches = ref_logps.exp()[..., None] * probabilities  # [S, A, K]
 
     visits = torch.empty(1, 0, dtype=torch.long)
-    states, chances, returns = (
-        torch.tensor([start]),
-        torch.ones(1).double(),
-        torch.zeros(1).double(),
-    )
+    states, chances = torch.tensor([start]), torch.ones(1).double()
+    returns = torch.zeros(1).double()
     for h in range(horizon):
         row, action, k = torch.where(branches[states] * ~over[states][:, None, None] > 0)
         ended = torch.where(over[states])[0]
         before = states[row]
         step = (h * S + before) * A + (action if record == "actions" else k)
-        visits = torch.cat([visits[torch.cat([row, ended])], _column(step, ended)], dim=1)
+        column = torch.cat([step, torch.full_like(ended, -1)])
+        visits = torch.cat([visits[torch.cat([row, ended])], column[:, None]], dim=1)
         chances = torch.cat([chances[row] * branches[before, action, k], chances[ended]])
         returns = torch.cat([returns[row] + rewards[before, action, k], returns[ended]])
         states = torch.cat([successors[before, action, k], states[ended]])
@@ -137,17 +168,13 @@ def enumerate_episodes(
     values, value_of = returns.unique(return_inverse=True)
     table = torch.zeros(len(records), len(values), dtype=torch.float64)
     table.index_put_((record_of, value_of), chances, accumulate=True)
-    return Episodes(records, table / table.sum(), values)  # less what rounding lost
-
-
-def _column(step: Tensor, ended: Tensor) -> Tensor:
-    return torch.cat([step, torch.full_like(ended, -1)])[:, None]
+    return Episodes(records, table / table.sum(), values)  # corrects rounding
 
 
 def _merge(
     visits: Tensor, states: Tensor, chances: Tensor, returns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Beginnings of episodes with the same record, state and return, as one."""
+    """Merge beginnings of episodes that have the same record, state and return."""
     values, value_of = np.unique(returns.numpy().round(RETURN_DIGITS), return_inverse=True)
     keys = torch.cat([visits, states[:, None], torch.from_numpy(value_of)[:, None]], dim=1)
     keys, key_of = keys.unique(dim=0, return_inverse=True)
@@ -156,31 +183,50 @@ def _merge(
 
 
 def implicit_rewards(logps: Tensor, ref_logps: Tensor, visits: Tensor, beta: float) -> Tensor:
-    """β Σ_h log π_h(a_h|s_h)/π_ref(a_h|s_h) of each record: [H, S, A], [S, A], [N, H] → [N]."""
+    """Return the implicit reward of each record, β Σ_h log π_h(a_h|s_h)/π_ref(a_h|s_h).
+
+    Args:
+        logps: [H, S, A] log π_h(a|s).
+        ref_logps: [S, A] log π_ref(a|s).
+        visits: [N, H], see `Episodes`.
+        beta: strength of the KL penalty.
+
+    Returns:
+        [N] in logits.
+
+    Raises:
+        TypeError: an argument that is not a tensor, or a β that is not a number.
+        ValueError: shapes that do not fit, visits that are not entries of the table, or β not
+            finite and above 0.
+    """
+    check_shapes(logps=(logps, "HSA"), ref_logps=(ref_logps, "SA"), visits=(visits, "NH"))
+    check_ids("visits", visits, logps.numel(), 2, low=-1)
+    check_positive(beta=beta)
     log_ratios = torch.cat([(logps - ref_logps).flatten(), logps.new_zeros(1)])  # −1 reads the 0
     return beta * log_ratios[visits].sum(1)
 
 
 def population_loss(scores: Tensor, episodes: Episodes) -> Tensor:
-    """Expected −log σ(score of the preferred − score of the other), over all pairs (L9, L23).
+    """Return the expectation of −log σ(score of the preferred − score of the other) over all pairs.
 
     With f the score of a record and w its win rate, this is E[log(e^f + e^f′)] − 2 E[w f], where
-    f and f′ are of two episodes drawn independently. So preferences count through win rates alone.
+    f and f′ belong to two independently drawn episodes. So only the win rates of the preferences
+    matter.
 
     Args:
-        scores: [N] a reward of each record, learned or implicit.
+        scores: [N] a reward of each record, learned or implicit, in logits.
         episodes: N records.
 
     Returns:
-        scalar in nats, never below the annotator's own entropy.
+        scalar in nats, never below the entropy of the annotator's answers.
 
     Raises:
-        ValueError: not one score for each record.
+        TypeError: scores that are not a tensor, or episodes that are not `Episodes`.
+        ValueError: not one finite score for each record.
     """
-    if scores.shape != episodes.weights.shape:
-        raise ValueError(
-            f"{len(episodes.weights)} records need as many scores, got {list(scores.shape)}"
-        )
+    check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
+    check_shapes(scores=(scores, "N"), episode_weights=(episodes.weights, "N"))
+    check_finite(scores=scores)
     highest = scores.detach().max()
     lifted = (scores - highest).exp().clamp(min=1e-150)  # one exp a record, not one a pair
     log_sums = (lifted[:, None] + lifted).log()
@@ -191,31 +237,34 @@ def population_loss(scores: Tensor, episodes: Episodes) -> Tensor:
 def population_dpo(
     episodes: Episodes, ref_logps: Tensor, beta: float, seed: int | None = None
 ) -> Tensor:
-    """The policy that minimises the DPO loss when the data never end (L23, L29).
+    """Return the policy that minimises the DPO loss with infinite data.
 
-    In a stochastic world the loss can have several minima; this is the one downhill from a start.
+    In a stochastic world the loss can have several minima; this is the one that descent reaches
+    from the given start.
 
     Args:
         episodes: see `enumerate_episodes`.
         ref_logps: [S, A] log π_ref(a|s), none of them −inf.
-        beta: KL weight.
+        beta: strength of the KL penalty.
         seed: of random logits to start from; None starts at the reference, as training does.
 
     Returns:
-        [H, S, A] log-probabilities, one policy for each step; the reference where no record leads.
+        [H, S, A] log-probabilities, one policy for each step; equal to the reference in every state
+        that no record reaches.
 
     Raises:
-        ValueError: β is not a finite number above 0, the reference excludes an action, or the
-            records are those of other tables.
+        TypeError: an argument of the wrong kind.
+        ValueError: β is not finite and above 0, the reference excludes an action or does not sum to
+            1, the seed is negative, or the records belong to other tables.
         RuntimeError: the optimiser found no point where the gradient vanishes.
     """
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"beta must be a finite number above 0, got {beta}")
-    if not ref_logps.isfinite().all():
-        raise ValueError("the reference must give every action a probability above 0")
+    check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
+    check_distribution("ref_logps", ref_logps)
+    check_finite(ref_logps=ref_logps)
+    check_positive(beta=beta)
     shape = (episodes.visits.shape[1], *ref_logps.shape)
     if episodes.visits.max() >= shape[0] * ref_logps.numel():
-        raise ValueError(f"the records are not of tables {list(shape)}")
+        raise ValueError(f"the records do not belong to tables [H, S, A] = {list(shape)}")
 
     def loss(logits: Tensor) -> Tensor:
         logps = logits.view(shape).log_softmax(-1)
@@ -223,6 +272,7 @@ def population_dpo(
 
     start = ref_logps.expand(shape).flatten().clone()
     if seed is not None:
+        check_count("seed", seed, low=0)
         visited = episodes.visits[episodes.visits >= 0].unique()
         noise = np.random.default_rng(seed).normal(size=len(visited))
         start[visited] += torch.from_numpy(noise)
@@ -230,16 +280,18 @@ def population_dpo(
 
 
 def population_rewards(episodes: Episodes) -> Tensor:
-    """The rewards [R] that minimise the reward loss when the data never end, of mean 0 (L9).
+    """Return the rewards [R] that minimise the reward model's loss with infinite data.
 
-    One for each return there is, from nothing but who wins against whom.
+    One reward in logits for each different return, of mean 0, found from the preferences alone.
 
     Raises:
+        TypeError: `episodes` is not `Episodes`.
         RuntimeError: the optimiser found no point where the gradient vanishes.
     """
+    check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
     chances = torch.diag(episodes.chances.sum(0))
-    outcomes = Episodes(torch.empty(len(chances), 0), chances, episodes.returns)
-    # A constant is free: less the mean, the loss does not drift along it.
+    outcomes = Episodes(torch.full((len(chances), 1), -1), chances, episodes.returns)
+    # The loss ignores a constant shift; subtracting the mean keeps the scores from drifting.
     scores = _minimise(
         lambda s: population_loss(s - s.mean(), outcomes), torch.zeros_like(episodes.returns)
     )
@@ -247,36 +299,17 @@ def population_rewards(episodes: Episodes) -> Tensor:
 
 
 def _minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Where a smooth loss has a minimum, downhill from a start [n]: L-BFGS."""
+    """Return a local minimum [n] of a smooth loss, found by L-BFGS from a start [n]."""
 
-    def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+    def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
         x = torch.from_numpy(flat.copy()).requires_grad_()
         value = loss(x)
         (gradient,) = torch.autograd.grad(value, x)
         return value.item(), gradient.numpy()
 
     options = {"gtol": 1e-10, "ftol": 0.0, "maxiter": 3000, "maxfun": 5000, "maxcor": 40}
-    found = minimize(
-        value_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options
-    )
+    found = minimize(evaluate, start.numpy(), jac=True, method="L-BFGS-B", options=options)
     largest = float(np.abs(found.jac).max())
     if not largest <= GRADIENT_AT_MOST:
         raise RuntimeError(f"no minimum found: a gradient of {largest:.1e} after {found.nit} steps")
     return torch.from_numpy(found.x)
-
-
-def _check_tables(
-    successors: Tensor, probabilities: Tensor, rewards: Tensor, ref_logps: Tensor
-) -> tuple[int, int, int]:
-    """S, A and K; a ValueError unless the tables fit together."""
-    shapes = {tuple(table.shape) for table in (successors, probabilities, rewards)}
-    if len(shapes) != 1 or successors.dim() != 3 or ref_logps.shape != successors.shape[:2]:
-        raise ValueError(
-            "successors, probabilities and rewards must be [S, A, K] and ref_logps [S, A], got "
-            f"{[list(t.shape) for t in (successors, probabilities, rewards, ref_logps)]}"
-        )
-    if not torch.allclose(probabilities.sum(-1), torch.ones_like(ref_logps)):
-        raise ValueError("the probabilities of an action's outcomes must sum to 1")
-    if not torch.allclose(ref_logps.exp().sum(-1), torch.ones_like(ref_logps[:, 0])):
-        raise ValueError("the reference's probabilities must sum to 1 in every state")
-    return tuple(successors.shape)

@@ -1,67 +1,126 @@
-"""Log-probabilities, token rewards, advantages, KL estimates, and the losses of PPO."""
+"""Log-probabilities, token rewards, advantages, KL estimates, and the losses of PPO.
+
+`weights` are optional weights of the rows [B], at least 0 and not all 0. They reach every mean and
+standard deviation, so that weighting every response of a small world by its probability gives the
+expectation over that policy exactly.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from rlhf_toy.checks import check_choice, check_number, check_positive, check_same_shape, check_type
 
-def _same_shape(**tensors: Tensor) -> None:
-    """Raises a ValueError unless all tensors have one shape."""
-    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
-        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-        raise ValueError(f"these must have one shape, got {shapes}")
+__all__ = [
+    "AGGREGATES",
+    "ESTIMATORS",
+    "aggregate_loss",
+    "approx_kl",
+    "gae",
+    "masked_mean",
+    "ppo_clip_loss",
+    "sequence_logps",
+    "token_logps",
+    "token_rewards",
+    "value_loss",
+    "weighted_mean",
+    "whiten",
+]
+
+AGGREGATES = ("token", "sequence", "response_mean")
+ESTIMATORS = ("k1", "k2", "k3")
 
 
-def _positive(**numbers: float) -> None:
-    """Raises a ValueError unless all numbers are above 0."""
-    for name, number in numbers.items():
-        if not number > 0:
-            raise ValueError(f"{name} must be above 0, got {number}")
-
-
-def _check_beta(beta: float) -> None:
-    """Raises a ValueError unless β is a finite number above 0."""
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"beta must be a finite number above 0, got {beta}")
-
-
-def _nonempty(mask: Tensor) -> Tensor:
-    """The mask as booleans; a ValueError if no token is real, since a mean would be 0/0."""
+def _real(mask: Tensor) -> Tensor:
+    """Returns the mask [B, T] as booleans; a ValueError if it is not 2-D or no token is real."""
+    if mask.dim() != 2:
+        raise ValueError(f"the mask must be [B, T], got {list(mask.shape)}")
     mask = mask.bool()
     if not mask.any():
         raise ValueError("the mask has no real token, so there is nothing to average over")
     return mask
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real tokens, [B, T] × 2 → scalar.
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean of rows, [B] → scalar: Σ w v / Σ w, or the plain mean without weights.
 
     Raises:
-        ValueError: shapes differ, or no token is real.
+        TypeError: something that is not a tensor.
+        ValueError: an empty batch, or weights of another shape, negative, or all 0.
     """
-    _same_shape(values=values, mask=mask)
-    mask = _nonempty(mask)
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum()
+    check_same_shape(values=values)
+    if weights is None:
+        return values.mean()
+    check_same_shape(values=values, weights=weights)
+    if not ((weights >= 0).all() and 0 < weights.sum() < torch.inf):
+        raise ValueError("weights must be finite, at least 0 and not all 0")
+    return (weights * values).sum() / weights.sum()
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Shifts and scales to mean 0 and variance 1 over the real tokens, [B, T] × 2 → [B, T].
-
-    Masked entries are 0. The variance is the biased one, and is kept away from 0.
+def masked_mean(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean over the real tokens, [B, T] × 2 → scalar.
 
     Raises:
-        ValueError: shapes differ, or no token is real.
+        TypeError: something that is not a tensor.
+        ValueError: shapes differ, no token is real, or bad weights.
     """
-    mean = masked_mean(values, mask)
+    check_same_shape(values=values, mask=mask)
+    mask = _real(mask)
+    values = values.masked_fill(~mask, 0.0)
+    if weights is None:
+        return values.sum() / mask.sum()
+    return weighted_mean(values.sum(1), weights) / weighted_mean(mask.sum(1).to(values), weights)
+
+
+def aggregate_loss(
+    values: Tensor, mask: Tensor, aggregate: str = "token", weights: Tensor | None = None
+) -> Tensor:
+    """Return one number for the losses of tokens, [B, T] × 2 → scalar.
+
+    Args:
+        values: [B, T] loss of each token.
+        mask: [B, T] real tokens.
+        aggregate: "token", the mean over the real tokens of the batch; "sequence", the sum over
+            each response and the mean over responses; "response_mean", the mean over the tokens of
+            each response and then over responses.
+        weights: [B] weights of the responses.
+
+    Raises:
+        TypeError: something that is not a tensor.
+        ValueError: shapes differ, no token is real, bad weights, an unknown `aggregate`, or a
+            response without a real token for "response_mean".
+    """
+    check_choice("aggregate", aggregate, AGGREGATES)
+    if aggregate == "token":
+        return masked_mean(values, mask, weights)
+    check_same_shape(values=values, mask=mask)
+    mask = _real(mask)
+    sums = values.masked_fill(~mask, 0.0).sum(1)
+    if aggregate == "response_mean":
+        if not mask.any(1).all():
+            raise ValueError("a response without a real token has no mean over its tokens")
+        sums = sums / mask.sum(1)
+    return weighted_mean(sums, weights)
+
+
+def whiten(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 over the real tokens, [B, T] × 2 → [B, T].
+
+    Masked entries are 0. The variance is the biased one; 1e-8 is added to it.
+
+    Raises:
+        TypeError, ValueError: as for `masked_mean`.
+    """
+    mean = masked_mean(values, mask, weights)
     mask = mask.bool()
     values = values.masked_fill(~mask, 0.0)
-    variance = masked_mean((values - mean) ** 2, mask)
+    variance = masked_mean((values - mean) ** 2, mask, weights)
     return ((values - mean) * torch.rsqrt(variance + 1e-8)).masked_fill(~mask, 0.0)
 
 
 def token_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
-    """log π(y_{t+1} | x, y_≤t) of the tokens that were written (L4).
+    """Return log π(y_{t+1} | x, y_≤t) of the tokens that were written.
 
     Args:
         logits: [B, T, A] of the action at each position.
@@ -72,9 +131,13 @@ def token_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
         [B, T] log-probabilities, 0 on masked tokens.
 
     Raises:
+        TypeError: something that is not a tensor.
         ValueError: shapes that do not fit.
     """
-    _same_shape(responses=responses, mask=mask, logits_without_actions=logits[..., 0])
+    check_type("logits", logits, Tensor, "a tensor [B, T, A]")
+    if logits.dim() != 3:
+        raise ValueError(f"logits must be [B, T, A], got {list(logits.shape)}")
+    check_same_shape(responses=responses, mask=mask, logits_without_actions=logits[..., 0])
     mask = mask.bool()
     actions = responses.masked_fill(~mask, 0)  # a pad token is no action
     logits = logits.masked_fill(~mask[..., None], 0.0)
@@ -83,7 +146,7 @@ def token_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
 
 
 def sequence_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
-    """log π(y|x) = Σ_t log π(y_{t+1} | x, y_≤t), the chain rule of L4: a sum, not a mean.
+    """log π(y|x) = Σ_t log π(y_{t+1} | x, y_≤t) by the chain rule: a sum, not a mean.
 
     Arguments and errors as for `token_logps`; returns [B].
     """
@@ -91,7 +154,7 @@ def sequence_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
 
 
 def approx_kl(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Tensor:
-    """Estimates of KL(π ‖ π_ref), one per sample drawn from π, whose mean is the estimate.
+    """Return estimates of KL(π ‖ π_ref), one per sample drawn from π; their mean is the estimate.
 
     With log_ratio = log π − log π_ref: k1 = log_ratio (unbiased), k2 = log_ratio² / 2 (biased, but
     with the right gradient as a loss), k3 = exp(−log_ratio) − 1 + log_ratio (unbiased as a value,
@@ -106,26 +169,26 @@ def approx_kl(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Tensor
         [...] in nats.
 
     Raises:
+        TypeError: something that is not a tensor.
         ValueError: shapes differ, or an unknown estimator.
     """
-    _same_shape(logps=logps, ref_logps=ref_logps)
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_same_shape(logps=logps, ref_logps=ref_logps)
     log_ratio = logps - ref_logps
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":
         return log_ratio**2 / 2
-    if estimator == "k3":
-        return torch.expm1(-log_ratio) + log_ratio
-    raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
+    return torch.expm1(-log_ratio) + log_ratio
 
 
 def token_rewards(
     reward: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float
 ) -> Tensor:
-    """The token MDP's rewards: −β log π/π_ref on every token, and r(x, y) on the last real one.
+    """Return −β log π/π_ref on every token, plus the reward r(x, y) on the last real one.
 
-    They sum over a response to r − β log π(y|x)/π_ref(y|x), so that the token problem and the
-    bandit problem have one objective (L10, L16). The last token carries its own KL term as well.
+    They sum over a response to r − β log π(y|x)/π_ref(y|x), so the token problem and the bandit
+    problem have the same objective. The last token carries its own KL term as well.
 
     Args:
         reward: [B] rewards of the whole responses.
@@ -138,15 +201,16 @@ def token_rewards(
         [B, T] rewards, 0 on masked tokens.
 
     Raises:
-        ValueError: shapes that do not fit, β not a finite number above 0, or a row without a real
-            token.
+        TypeError: something that is not a tensor, or a β that is not a number.
+        ValueError: shapes that do not fit, β not a finite number above 0, a row of the mask
+            without a real token or with a gap.
     """
-    _same_shape(logps=logps, ref_logps=ref_logps, mask=mask)
-    _same_shape(reward=reward, rows_of_mask=mask[:, 0])
-    _check_beta(beta)
-    mask = mask.bool()
-    if not mask.any(1).all():
-        raise ValueError("every row of the mask needs a real token to carry the reward")
+    check_same_shape(logps=logps, ref_logps=ref_logps, mask=mask)
+    mask = _real(mask)
+    check_same_shape(reward=reward, rows_of_mask=mask[:, 0])
+    check_positive(beta=beta)
+    if not mask[:, 0].all() or (mask[:, 1:] > mask[:, :-1]).any():
+        raise ValueError("every row of the mask must be real tokens from the left, without gaps")
     rewards = (-beta * (logps - ref_logps)).masked_fill(~mask, 0.0)
     last = mask.sum(1, keepdim=True) - 1
     return rewards.scatter_add(1, last, reward[:, None].to(rewards.dtype))
@@ -155,10 +219,10 @@ def token_rewards(
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016), backwards over the tokens.
+    """Return advantages and returns by generalised advantage estimation (Schulman et al. 2016).
 
     δ_t = r_t + γ V(s_{t+1}) − V(s_t) and A_t = δ_t + γ λ A_{t+1}; the value after the last real
-    token is 0. With γ = λ = 1 this is reward-to-go minus value, the advantage of L13.
+    token is 0. With γ = λ = 1 this is reward-to-go minus value.
 
     Args:
         rewards: [B, T] token rewards.
@@ -171,12 +235,13 @@ def gae(
         advantages [B, T] and returns = advantages + values [B, T], both 0 on masked tokens.
 
     Raises:
-        ValueError: shapes differ, or γ or λ outside [0, 1].
+        TypeError: something that is not a tensor or a number.
+        ValueError: shapes differ, no token is real, or γ or λ outside [0, 1].
     """
-    _same_shape(rewards=rewards, values=values, mask=mask)
-    if not (0 <= gamma <= 1 and 0 <= lam <= 1):
-        raise ValueError(f"gamma and lam must be in [0, 1], got {gamma} and {lam}")
-    mask = mask.bool()
+    check_same_shape(rewards=rewards, values=values, mask=mask)
+    check_number("gamma", gamma, 0, 1)
+    check_number("lam", lam, 0, 1)
+    mask = _real(mask)
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
     following_value = following_advantage = torch.zeros_like(values[:, 0])
     columns = []
@@ -190,31 +255,40 @@ def gae(
 
 
 def ppo_clip_loss(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, cliprange: float = 0.2
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    cliprange: float = 0.2,
+    aggregate: str = "token",
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """−mean min{ρ A, clip(ρ, 1−ε, 1+ε) A}, PPO-Clip (L12; Schulman et al. 2017).
+    """−mean min{ρ A, clip(ρ, 1−ε, 1+ε) A}, PPO-Clip (Schulman et al. 2017), ρ = π/π_old.
 
     Args:
         logps: [B, T] log-probabilities under the policy that is being updated.
         old_logps: [B, T] under the policy that sampled.
         advantages: [B, T].
-        mask: [B, T] real tokens, over which the mean is taken.
+        mask: [B, T] real tokens.
         cliprange: ε.
+        aggregate: what the mean is taken over, see `aggregate_loss`.
+        weights: [B] weights of the responses.
 
     Returns:
         scalar. A clipped token has exactly zero gradient.
 
     Raises:
-        ValueError: shapes differ, ε not above 0, or no token is real.
+        TypeError, ValueError: ε is not a finite number above 0, or as for `aggregate_loss`.
     """
-    _same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
-    _positive(cliprange=cliprange)
-    mask = _nonempty(mask)
+    check_same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
+    check_positive(cliprange=cliprange)
+    mask = _real(mask)
     # Beyond e^80 the ratio would overflow, and a clipped token's gradient be 0 · ∞.
     ratio = torch.exp((logps - old_logps).masked_fill(~mask, 0.0).clamp(max=80.0))
     advantages = advantages.masked_fill(~mask, 0.0)
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange)
-    return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
+    losses = -torch.minimum(ratio * advantages, clipped * advantages)
+    return aggregate_loss(losses, mask, aggregate, weights)
 
 
 def value_loss(
@@ -223,8 +297,9 @@ def value_loss(
     returns: Tensor,
     mask: Tensor,
     cliprange_value: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """½ mean (V − return)², with PPO's optional clip of V around its old value (L13).
+    """½ mean (V − return)², with PPO's optional clip of V around its old value.
 
     Args:
         values: [B, T] of the critic that is being updated.
@@ -232,21 +307,23 @@ def value_loss(
         returns: [B, T] targets.
         mask: [B, T] real tokens.
         cliprange_value: how far V may move from its old value; None for no clip.
+        weights: [B] weights of the responses.
 
     Returns:
-        scalar.
+        scalar; the mean is over the real tokens.
 
     Raises:
-        ValueError: shapes differ, a clip range not above 0, or no token is real.
+        TypeError, ValueError: a clip range that is not a finite number above 0, or as for
+            `masked_mean`.
     """
-    _same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
-    mask = _nonempty(mask)
+    check_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
+    mask = _real(mask)
     values, old_values, returns = (
         tensor.masked_fill(~mask, 0.0) for tensor in (values, old_values, returns)
     )
     errors = (values - returns) ** 2
     if cliprange_value is not None:
-        _positive(cliprange_value=cliprange_value)
+        check_positive(cliprange_value=cliprange_value)
         clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
         errors = torch.maximum(errors, (clipped - returns) ** 2)
-    return masked_mean(errors, mask) / 2
+    return masked_mean(errors, mask, weights) / 2

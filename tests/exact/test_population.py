@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from rlhf_toy.envs import SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import soft_policy_evaluation, soft_value_iteration, tabular_mdp
 from rlhf_toy.exact.population import (
+    Episodes,
     enumerate_episodes,
     implicit_rewards,
     outcome_rewards,
@@ -246,28 +247,64 @@ def test_where_no_record_leads_the_policy_is_the_reference():
 # Errors
 
 
-def test_arguments_that_do_not_fit_are_refused():
+def test_tables_and_starts_that_do_not_fit_are_refused():
     tables = successors, probabilities, rewards, ref_logps = random_tree(0, 0.7)
     with pytest.raises(ValueError, match=r"\[S, A, K\]"):
         enumerate_episodes(successors, probabilities, rewards.sum(-1), ref_logps, 0, 2)
     with pytest.raises(ValueError, match="sum to 1"):
         enumerate_episodes(successors, probabilities / 2, rewards, ref_logps, 0, 2)
-    with pytest.raises(ValueError, match="record"):
+    with pytest.raises(ValueError, match="ref_logps must hold log-probabilities"):
+        enumerate_episodes(successors, probabilities, rewards, ref_logps * 2, 0, 2)
+    with pytest.raises(ValueError, match="rewards must be finite, got NaN or infinity in 1 place"):
+        spoiled = rewards.clone()
+        spoiled[1, 0, 0] = torch.nan
+        enumerate_episodes(successors, probabilities, spoiled, ref_logps, 0, 2)
+    with pytest.raises(ValueError, match="record must be one of 'actions', 'outcomes'"):
         enumerate_episodes(*tables, start=0, horizon=2, record="text")
     with pytest.raises(ValueError, match="K = A"):
         one = [table[:, :, :1] for table in random_tree(0, 1.0)[:3]]
         enumerate_episodes(*one, ref_logps, 0, 2, record="outcomes")
-    for start, horizon in ((5, 2), (0, 0)):
-        with pytest.raises(ValueError, match="steps from state"):
-            enumerate_episodes(*tables, start=start, horizon=horizon)
+    with pytest.raises(ValueError, match="start must be an integer from 0 to 4, got 5"):
+        enumerate_episodes(*tables, start=5, horizon=2)
+    with pytest.raises(ValueError, match="horizon must be an integer of at least 1, got 0"):
+        enumerate_episodes(*tables, start=0, horizon=0)
+
+
+def test_scores_and_records_that_do_not_fit_are_refused():
+    tables = random_tree(0, 0.7)
+    ref_logps = tables[-1]
     episodes = enumerate_episodes(*tables, start=0, horizon=2)
-    with pytest.raises(ValueError, match="beta"):
-        population_dpo(episodes, ref_logps, 0.0)
-    with pytest.raises(ValueError, match="above 0"):
+    logps = ref_logps.expand(2, 5, 2)
+    for beta in (0.0, torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="beta must be a finite number above 0"):
+            implicit_rewards(logps, ref_logps, episodes.visits, beta)
+        with pytest.raises(ValueError, match="beta must be a finite number above 0"):
+            population_dpo(episodes, ref_logps, beta)
+    for visits in (episodes.visits + 20, episodes.visits - 2):
+        with pytest.raises(ValueError, match="visits must be ids from -1 to 19"):
+            implicit_rewards(logps, ref_logps, visits, BETA)
+    with pytest.raises(ValueError, match="ref_logps must be finite"):
         population_dpo(episodes, torch.tensor([[0.0, -torch.inf]]).double().expand(5, 2), BETA)
-    with pytest.raises(ValueError, match="not of tables"):
+    with pytest.raises(ValueError, match="ref_logps must hold log-probabilities"):
+        population_dpo(episodes, ref_logps + 1, BETA)
+    with pytest.raises(ValueError, match="do not belong to tables"):
         population_dpo(episodes, ref_logps[:2], BETA)
-    with pytest.raises(ValueError, match="as many scores"):
+    with pytest.raises(ValueError, match=r"scores \[N\].* got scores \[3\], episode_weights \[6\]"):
         population_loss(torch.zeros(3, dtype=torch.float64), episodes)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="scores must be finite"):
+        population_loss(episodes.weights * torch.nan, episodes)
+
+
+def test_what_is_no_set_of_episodes_is_refused():
+    episodes = enumerate_episodes(*random_tree(0, 0.7), start=0, horizon=2)
+    with pytest.raises(ValueError, match="chances must hold probabilities"):
+        Episodes(episodes.visits, episodes.chances * 2, episodes.returns)
+    with pytest.raises(ValueError, match="returns must be finite"):
+        Episodes(episodes.visits, episodes.chances, episodes.returns * torch.nan)
+    with pytest.raises(ValueError, match=r"chances \[N, R\]"):
+        Episodes(episodes.visits, episodes.chances[:-1], episodes.returns)
+    for call in (population_rewards, lambda e: population_loss(episodes.weights, e)):
+        with pytest.raises(TypeError, match="episodes must be Episodes"):
+            call(episodes.visits)
+    with pytest.raises(TypeError, match="Gymnasium toy text"):
         outcome_rewards(gym.make("CartPole-v1"))

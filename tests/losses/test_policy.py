@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from rlhf_toy.exact import kl_divergence, response_logps
 from rlhf_toy.losses import (
+    aggregate_loss,
     approx_kl,
     bradley_terry_loss,
     dpo_loss,
@@ -25,6 +26,7 @@ from rlhf_toy.losses import (
     token_logps,
     token_rewards,
     value_loss,
+    weighted_mean,
     whiten,
 )
 from rlhf_toy.models import GPTConfig, PolicyModel
@@ -517,15 +519,15 @@ def test_beta_must_be_a_finite_number_above_0(beta):
 @pytest.mark.parametrize("cliprange", [0.0, -0.2, math.nan])
 def test_clip_ranges_must_be_above_0(cliprange):
     ones = torch.ones(2, 2)
-    with pytest.raises(ValueError, match="cliprange must be above 0"):
+    with pytest.raises(ValueError, match="cliprange must be a finite number above 0"):
         ppo_clip_loss(ones, ones, ones, ones, cliprange)
-    with pytest.raises(ValueError, match="cliprange_value must be above 0"):
+    with pytest.raises(ValueError, match="cliprange_value must be a finite number above 0"):
         value_loss(ones, ones, ones, ones, cliprange)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.1, 0.5), (-0.1, 0.5), (1, 1.1), (1, math.nan)])
 def test_discounts_must_be_between_0_and_1(gamma, lam):
-    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"(gamma|lam) must be .* at least 0 and at most 1"):
         gae(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1, 2), gamma, lam)
 
 
@@ -539,18 +541,19 @@ def test_nothing_real_means_nothing_to_average():
     ):
         with pytest.raises(ValueError, match="no real token"):
             call()
-    with pytest.raises(ValueError, match="needs a real token"):
+    with pytest.raises(ValueError, match="no real token"):
         token_rewards(torch.ones(2), torch.ones(2, 2), torch.ones(2, 2), torch.eye(2) * 0, 0.1)
 
 
-def test_one_empty_row_cannot_carry_its_reward():
-    ones, mask = torch.ones(2, 2), torch.tensor([[1, 1], [0, 0]])
-    with pytest.raises(ValueError, match="needs a real token"):
+@pytest.mark.parametrize("row", [[0, 0], [0, 1]])
+def test_every_row_needs_real_tokens_from_the_left(row):
+    ones, mask = torch.ones(2, 2), torch.tensor([[1, 1], row])
+    with pytest.raises(ValueError, match="without gaps"):
         token_rewards(torch.ones(2), ones, ones, mask, 0.1)
 
 
 def test_an_unknown_estimator_is_named():
-    with pytest.raises(ValueError, match="'k1', 'k2' or 'k3', got 'k4'"):
+    with pytest.raises(ValueError, match="'k1', 'k2', 'k3', got 'k4'"):
         approx_kl(torch.ones(1), torch.ones(1), "k4")
 
 
@@ -562,3 +565,63 @@ def test_a_ratio_that_would_overflow_leaves_loss_and_gradient_finite():
     assert loss.isfinite()
     assert logps.grad[0, 0] == 0.0
     assert logps.grad[0, 1] == pytest.approx(-np.exp(-1) / 2)
+
+
+def rows(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]])
+COUNTS = torch.tensor([2.0, 1.0, 3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda v, m, w: masked_mean(v, m, w),
+        lambda v, m, w: aggregate_loss(v, m, "token", w),
+        lambda v, m, w: aggregate_loss(v, m, "sequence", w),
+        lambda v, m, w: aggregate_loss(v, m, "response_mean", w),
+        lambda v, m, w: ppo_clip_loss(v / 9, v / 8, v, m, 0.2, "sequence", w),
+        lambda v, m, w: value_loss(v, v + 1, 2 * v, m, 0.5, w),
+        lambda v, m, w: weighted_mean(v[:, 0], w),
+        lambda v, m, w: whiten(v, m, w)[-1],
+    ],
+)
+def test_a_weight_of_two_counts_like_a_row_that_is_there_twice(function):
+    values, weights = rows(3, 3), torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)
+    twice = torch.tensor([0, 0, 1, 2])
+    weighted = function(values, MASK, weights)
+    assert torch.allclose(weighted, function(values[twice], MASK[twice], None))
+    assert not torch.allclose(weighted, function(values, MASK, None))
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "expected"),
+    [
+        ("token", lambda sums: sums.sum() / 6),
+        ("sequence", lambda sums: sums.mean()),
+        ("response_mean", lambda sums: (sums / COUNTS).mean()),
+    ],
+)
+def test_losses_are_aggregated_as_named(aggregate, expected):
+    values = rows(3, 3)
+    sums = torch.where(MASK.bool(), values, 0.0).sum(1)
+    assert torch.allclose(aggregate_loss(values, MASK, aggregate), expected(sums))
+    with_nan = values.masked_fill(MASK == 0, torch.nan)
+    assert torch.equal(
+        aggregate_loss(with_nan, MASK, aggregate), aggregate_loss(values, MASK, aggregate)
+    )
+
+
+def test_bad_weights_and_aggregates_are_refused():
+    ones = torch.ones(3)
+    for weights in (-ones, 0 * ones, ones * torch.nan, ones * torch.inf):
+        with pytest.raises(ValueError, match="weights must be finite, at least 0 and not all 0"):
+            weighted_mean(ones, weights)
+    with pytest.raises(ValueError, match="one shape"):
+        weighted_mean(ones, torch.ones(2))
+    with pytest.raises(ValueError, match="aggregate must be one of 'token'"):
+        aggregate_loss(rows(3, 3), MASK, "mean")
+    with pytest.raises(ValueError, match="no mean over its tokens"):
+        aggregate_loss(rows(2, 2), torch.tensor([[1, 1], [0, 0]]), "response_mean")

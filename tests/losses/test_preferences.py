@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_toy.losses import cdpo_loss, dpo_loss, ipo_loss
+from rlhf_toy.losses import cdpo_loss, dpo_loss, ipo_loss, preference_accuracy
 
 LOSSES = {
     "ipo": ipo_loss,
@@ -145,3 +145,17 @@ def test_pairs_that_would_broadcast_are_refused(loss):
 def test_a_bad_label_smoothing_is_refused(smoothing):
     with pytest.raises(ValueError, match="label_smoothing"):
         cdpo_loss(*four(7), 0.5, smoothing)
+
+
+@pytest.mark.parametrize("loss", [dpo_loss, ipo_loss, lambda *a: cdpo_loss(*a[:-1], 0.2, a[-1])])
+def test_a_weight_of_two_counts_like_a_pair_that_is_there_twice(loss):
+    logps = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()
+    weights = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)
+    weighted = loss(*logps, 0.5, weights)
+    assert torch.allclose(weighted, loss(*logps[:, [0, 0, 1, 2]], 0.5, None))
+    assert not torch.allclose(weighted, loss(*logps, 0.5, None))
+
+
+def test_nan_is_no_tie():
+    rewards = torch.tensor([torch.nan, 1.0])
+    assert preference_accuracy(rewards, torch.zeros(2)).isnan()

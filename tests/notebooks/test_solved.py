@@ -37,7 +37,7 @@ def solved(notebook: nbformat.NotebookNode, answers: dict) -> list[str]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_solved_notebook_runs_to_its_end(path):
     notebook = nbformat.read(path, as_version=4)
-    answers = ROOT / "tests" / "exercises" / f"answers_{path.stem[:2]}.py"
+    answers = ROOT / "tests" / "course" / "exercises" / f"answers_{path.stem[:2]}.py"
     right = runpy.run_path(str(answers))["RIGHT"] if answers.exists() else {}
     names = solved(notebook, right)
     if not names:

@@ -1,9 +1,9 @@
-"""The exercises: `check` says at once whether a function is right, and names the mistake if not.
+"""The exercises: `check` tells you whether your function is right, and if not, what is wrong.
 
     bradley_terry_loss = exercises.check("bradley_terry_loss", bradley_terry_loss)
 
-One file a notebook has the tasks, the cases on which an answer is judged, and the known mistakes;
-`grading.py` judges. The answer key is the package itself: `solution` shows it.
+There is one file for each notebook, with its exercises, their test cases and common mistakes;
+`grading.py` grades. The solutions are functions of the package; `solution` shows their source.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 
+from rlhf_toy.checks import check_type, shown
 from rlhf_toy.course.exercises import (
     nb01_preferences_not_ratings,
     nb02_bradley_terry,
@@ -45,45 +46,47 @@ _NOTEBOOKS = (
 _EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise for notebook in _NOTEBOOKS for exercise in notebook.EXERCISES
 }
-_verdicts: dict[str, str] = {}  # of this session: the last status of each exercise
+_verdicts: dict[str, str] = {}  # of this session: right once it was, otherwise the last status
 _hints_shown: dict[str, int] = {}
 
 
 def names() -> list[str]:
-    """The names of all exercises, in the course's order."""
+    """Return the names of all exercises, in the order of the course."""
     return list(_EXERCISES)
 
 
 def grade(name: str, fn: Callable) -> Verdict:
-    """Judges a student's function.
+    """Grade a student's function.
 
     Args:
-        name: of the exercise.
-        fn: the function. It is called with copies of the inputs; whatever it does, nothing is
-            raised, and neither the caller's tensors nor global random states change.
+        name: name of the exercise.
+        fn: the function. It is called with copies of the inputs. An exception in it becomes a
+            verdict, and the global random states are restored.
 
     Returns:
-        The verdict: "right"; "wrong" with a hint and the smallest counterexample that was found;
-        or "not attempted" where the function returns None or `...`, or raises NotImplementedError.
+        The verdict: "right"; "wrong" with a hint and the smallest test case that fails; or "not
+        attempted" if the function always returns None or `...`, or raises NotImplementedError.
 
     Raises:
-        ValueError: no exercise has this name.
+        TypeError: the name is not a string.
+        ValueError: there is no exercise with this name.
     """
     return _grade(_exercise(name), fn)
 
 
 def check(name: str, fn: Callable) -> Callable:
-    """Judges a student's function, prints the verdict, and returns a right one to go on with.
+    """Grade a student's function, print the verdict, and return a right function.
 
     Args:
-        name: of the exercise.
-        fn: the function.
+        name: name of the exercise.
+        fn: the function, see `grade`.
 
     Returns:
-        `fn` if it is right, else the package's own function, so that the notebook runs on.
+        `fn` if it is right, otherwise the solution, which lets the rest of the notebook run.
 
     Raises:
-        ValueError: no exercise has this name.
+        TypeError: the name is not a string.
+        ValueError: there is no exercise with this name.
     """
     exercise = _exercise(name)
     verdict = _grade(exercise, fn)
@@ -98,24 +101,26 @@ def check(name: str, fn: Callable) -> Callable:
 
 
 def hint(name: str) -> None:
-    """Prints a hint for an exercise, and at each further call one more.
+    """Print a hint for an exercise, and one more at each further call.
 
     Raises:
-        ValueError: no exercise has this name.
+        TypeError: the name is not a string.
+        ValueError: there is no exercise with this name.
     """
     hints = _exercise(name).hints
     shown = _hints_shown[name] = min(_hints_shown.get(name, 0) + 1, len(hints))
     for number, text in enumerate(hints[:shown], 1):
         print(textwrap.fill(f"{number}. {text}", 90, subsequent_indent="   "))
     if shown == len(hints):
-        print(f'That is all; exercises.solution("{name}") shows the answer.')
+        print(f'That was the last hint. exercises.solution("{name}") shows the answer.')
 
 
 def solution(name: str) -> None:
-    """Prints the source of the package's own answer.
+    """Print the source of the solution.
 
     Raises:
-        ValueError: no exercise has this name.
+        TypeError: the name is not a string.
+        ValueError: there is no exercise with this name.
     """
     function = _exercise(name).solution
     print(f"# {function.__module__}.{function.__name__}")
@@ -123,7 +128,7 @@ def solution(name: str) -> None:
 
 
 def progress() -> None:
-    """Prints which exercises are done, tried and open in this session, a line for each notebook."""
+    """Print which exercises are done, tried and open in this session, one line per notebook."""
     labels = {RIGHT: "done", WRONG: "tried", NOT_ATTEMPTED: "open"}
     for notebook in dict.fromkeys(exercise.notebook for exercise in _EXERCISES.values()):
         states = [
@@ -135,8 +140,12 @@ def progress() -> None:
 
 
 def _exercise(name: str) -> Exercise:
+    check_type("name", name, str, "the name of an exercise, a string")
     if name not in _EXERCISES:
-        close = difflib.get_close_matches(str(name), _EXERCISES, n=1)
+        close = difflib.get_close_matches(name, _EXERCISES, n=1)
         guess = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no exercise is called {name!r}.{guess} There are {names()}")
+        raise ValueError(
+            f"there is no exercise called {shown(name)}.{guess} The exercises are "
+            f"{', '.join(_EXERCISES)}."
+        )
     return _EXERCISES[name]

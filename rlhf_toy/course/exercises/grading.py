@@ -1,7 +1,8 @@
-"""How an answer is graded: called on cases, compared with the right one and with known mistakes.
+"""Grade an answer: call it on test cases, compare it with the solution and with known mistakes.
 
-Nothing that a student's function does gets out of here: it is given copies of the inputs, the
-global random states are put back, an exception becomes a verdict, and an endless loop is stopped.
+A student's function gets copies of the inputs, the global random states are restored after it, an
+exception in it becomes a verdict, and an endless loop in Python is stopped. A call into C code that
+never returns, such as sum(range(10**12)), cannot be stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_toy.checks import shown
+
 SECONDS_AT_MOST = 1.5  # for a student's function, over all cases
 RTOL, ATOL = 1e-4, 1e-5  # float32 passes
 NOT_ATTEMPTED, WRONG, RIGHT = "not attempted", "wrong", "right"
@@ -28,12 +31,12 @@ NOT_ATTEMPTED, WRONG, RIGHT = "not attempted", "wrong", "right"
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the student's function.
+    """A test case: one call of the student's function.
 
     Attributes:
         arguments: by name, in the order in which the function takes them.
-        is_corner: whether the case is extreme (a tie, a huge value, probability 0), so that an
-            answer which is wrong elsewhere may go wrong here in a second way.
+        is_corner: whether the case is extreme (a tie, a huge value, probability 0). An answer that
+            is wrong on other cases may fail here in a second way.
     """
 
     arguments: dict[str, Any]
@@ -41,14 +44,14 @@ class Case:
 
     @property
     def size(self) -> int:
-        """How much there is to read in a counterexample: numbers in all tensors."""
+        """Count the numbers in all tensors: how much there is to read in a counterexample."""
         return sum(value.numel() for value in self.arguments.values() if isinstance(value, Tensor))
 
 
 def make_cases(
     names: Sequence[str], plain: Iterable[Sequence], corners: Iterable[Sequence] = ()
 ) -> list[Case]:
-    """Cases from tuples of arguments, which are called `names`."""
+    """Return test cases from tuples of arguments with these names."""
     return [
         Case(dict(zip(names, arguments, strict=True)), is_corner)
         for kind, is_corner in ((plain, False), (corners, True))
@@ -58,12 +61,12 @@ def make_cases(
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer that students give.
+    """A common wrong answer.
 
     Attributes:
-        name: what it is called, in a few words.
-        hint: what to think about, without giving the answer away.
-        answer: the wrong function, called like the right one.
+        name: a short name for tests; students do not see it.
+        hint: what the student should think about; it does not give the answer away.
+        answer: the wrong function, with the same arguments as the right one.
     """
 
     name: str
@@ -76,14 +79,14 @@ class Exercise:
     """A function to write.
 
     Attributes:
-        name: of the function.
-        notebook: where it stands, "01" to "10".
-        hints: what `hint` shows, one more each time.
-        solution: the right function; its source is the answer key.
-        cases: makes the calls on which an answer is judged, from a seed of its own.
-        mistakes: the known ones; the first that fits is named.
-        differentiable: arguments for which the gradient of the result must be right as well.
-        returns: names of the parts of the result, where it has several.
+        name: name of the function.
+        notebook: number of its notebook, such as "01".
+        hints: what `hint` shows, one more at each call.
+        solution: the right function; `solution` shows its source.
+        cases: returns the test cases, the same ones at each call.
+        mistakes: common mistakes; the student gets the hint of the first that fits.
+        differentiable: arguments for which the gradient of the result must be right too.
+        returns: names of the parts of the result, if it has several.
     """
 
     name: str
@@ -98,7 +101,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A call with its right result and the student's, as texts."""
+    """A call with the student's result and the right one, as text."""
 
     arguments: dict[str, str]
     yours: str
@@ -111,7 +114,13 @@ class Counterexample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of an answer: `status` is "not attempted", "wrong" or "right"."""
+    """The result of grading an answer.
+
+    Attributes:
+        status: "not attempted", "wrong" or "right".
+        hint: what the student should think about, if the answer is wrong.
+        counterexample: the smallest test case that the answer gets wrong, if there is one.
+    """
 
     status: str
     hint: str = ""
@@ -120,12 +129,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a function did with a case: its parts and their gradients, or how it failed."""
+    """What a function did with a test case: its results and their gradients, or how it failed."""
 
     parts: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
-    is_empty: bool = False  # None, ... or NotImplementedError: nothing was written
-    failure: str = ""  # why there is no result that could be compared
+    is_empty: bool = False  # None, ... or NotImplementedError: not attempted
+    failure: str = ""  # why there is no result to compare
     raised: type[BaseException] | None = None
     changed: str = ""  # the argument that was changed in place
     lost_gradient: bool = False
@@ -133,16 +142,20 @@ class _Outcome:
 
 
 def grade(exercise: Exercise, fn: Callable) -> Verdict:
-    """Judges a function; see `rlhf_toy.course.exercises.grade`."""
+    """Grade a function, see `rlhf_toy.course.exercises.grade`."""
     if not callable(fn):
-        return Verdict(WRONG, f"Expected a function called {exercise.name}, got {fn!r}.")
+        hint = (
+            f"Expected a function called {exercise.name}, got {shown(fn)}. Pass the function "
+            "itself, not its result."
+        )
+        return Verdict(WRONG, hint)
     cases = sorted(exercise.cases(), key=lambda case: case.size)
     with _random_states_kept():
         outcomes = _within_time(lambda found: _run_all(exercise, fn, cases, found))
         if len(outcomes) < len(cases):
             hint = (
-                f"Your function had not returned after {SECONDS_AT_MOST} s. Is there a loop "
-                "that does not end?"
+                f"Your function did not return within {SECONDS_AT_MOST} s. Does it have a loop "
+                "that never ends?"
             )
             return Verdict(WRONG, hint, _counterexample(exercise, cases[len(outcomes)], None))
         if all(outcome.is_empty for outcome in outcomes):
@@ -163,8 +176,8 @@ def _hint(
     right: Sequence[_Outcome],
     agrees: Sequence[bool],
 ) -> str:
-    """The hint for a wrong answer: a known mistake's, or what can be said of any answer."""
-    # Where an answer is wrong on plain cases, the extreme ones may show a second mistake.
+    """Return the hint of the known mistake that fits, or one that is true for any wrong answer."""
+    # If an answer is wrong on plain cases, the extreme ones may show a second mistake.
     plain = [i for i, case in enumerate(cases) if not case.is_corner]
     compared = plain if not all(agrees[i] for i in plain) else range(len(cases))
     for mistake in exercise.mistakes:
@@ -174,44 +187,44 @@ def _hint(
         (o, r) for o, r, same in zip(outcomes, right, agrees, strict=True) if not same
     )
     if outcome.is_empty:
-        return "Here your function returns nothing. Does every branch have a return?"
+        return "Your function returns nothing for this input. Does every branch have a return?"
     if outcome.failure:
         return outcome.failure
     if outcome.changed:
         return (
             f"Your function changes its argument {outcome.changed} in place, so the caller's "
-            "tensor is spoilt. Work on a copy."
+            "tensor changes too. Work on a copy."
         )
     for name, mine, theirs in zip(exercise.returns, outcome.parts, expected.parts, strict=True):
         if mine.shape != theirs.shape:
-            return f"The {name} has the shape {list(mine.shape)}, but it should be " + (
-                f"{list(theirs.shape)}." if theirs.dim() else "a scalar."
+            return f"The {name} has the shape {list(mine.shape)}, but it should " + (
+                f"have the shape {list(theirs.shape)}." if theirs.dim() else "be a scalar."
             )
     if outcome.lost_gradient:
         return (
-            "The numbers are right, but no gradient flows through them, so nothing could be "
-            "trained. Stay in torch: no .item(), .detach(), float(), numpy or torch.tensor(...)."
+            "The numbers are right, but no gradient flows through them, so a model could not learn "
+            "from them. Use torch only: no .item(), .detach(), float(), numpy or torch.tensor(...)."
         )
     if all(map(_close, outcome.parts, expected.parts)):
-        return "The numbers are right here, but their gradient is not. Is anything detached?"
-    return "This is none of the mistakes I know. Work the example out by hand, and compare."
+        return "The numbers are right, but their gradient is not. Did you detach something?"
+    return "This is none of the common mistakes. Work through the example by hand and compare."
 
 
 def _run_all(
     exercise: Exercise, fn: Callable, cases: Sequence[Case], found: list[_Outcome]
 ) -> None:
-    """Appends the outcome of each case to `found`, which the caller can read at any moment."""
+    """Append the outcome of each case to `found`, which the caller can read at any time."""
     for case in cases:
         found.append(_run(exercise, fn, case))
 
 
 def _run(exercise: Exercise, fn: Callable, case: Case) -> _Outcome:
-    """Calls a function on copies of a case's arguments."""
+    """Call a function on copies of a case's arguments."""
     arguments = {name: _copy(value) for name, value in case.arguments.items()}
     tracked = [arguments[name].requires_grad_() for name in exercise.differentiable]
     try:
         with torch.enable_grad():
-            # The positions count, not the names, which are the student's own.
+            # By position, because students may rename the arguments.
             result = fn(*arguments.values())
     except NotImplementedError:
         return _Outcome(is_empty=True, text="NotImplementedError")
@@ -238,14 +251,14 @@ def _run(exercise: Exercise, fn: Callable, case: Case) -> _Outcome:
         return _Outcome(parts=values, text=text)
     if not parts[0].requires_grad:
         return _Outcome(parts=values, lost_gradient=True, text=text)
-    # Different weights, so that errors in two entries cannot cancel.
+    # Different weights: errors in two entries cannot cancel.
     weights = torch.arange(1, parts[0].numel() + 1).to(parts[0]).view(parts[0].shape)
     try:
         gradients = torch.autograd.grad(
             (parts[0] * weights).sum(), tracked, allow_unused=True, materialize_grads=True
         )
     except RuntimeError as error:
-        return _Outcome(failure=f"The gradient could not be taken: {error}", text=text)
+        return _Outcome(failure=f"The gradient could not be computed: {error}", text=text)
     return _Outcome(parts=values, gradients=tuple(g.double().cpu() for g in gradients), text=text)
 
 
@@ -254,14 +267,14 @@ def _copy(value: Any) -> Any:
 
 
 def _tensor(part: Any) -> Tensor:
-    """A part of the result as a tensor; a list of tensors is stacked, so that gradients stay."""
+    """Return a part of the result as a tensor; stacking a list of tensors keeps gradients."""
     if isinstance(part, tuple | list) and part and isinstance(part[0], Tensor):
         return torch.stack(list(part))
     return torch.as_tensor(part)
 
 
 def _same(one: _Outcome, other: _Outcome) -> bool:
-    """Whether two functions did the same: in value, shape, gradient or failure."""
+    """Return whether two functions did the same, in values, shapes, gradients and failures."""
     alike = (
         one.is_empty == other.is_empty
         and bool(one.failure) == bool(other.failure)
@@ -280,14 +293,14 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _where(error: BaseException) -> str:
-    """The error with the line of the student's code that raised it."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)][1:]  # less `_run`
+    """Describe the error with the line of the student's code that raised it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)][1:]  # without `_run`
     said = f"{type(error).__name__}: {error}"
     if not frames:
-        return f"The call failed with {said}. Does your function take the arguments it is given?"
+        return f"The call failed with {said}. Does your function take the arguments of the example?"
     theirs = [frame for frame in frames if frame.filename == frames[0].filename][-1]
     line = (theirs.line or linecache.getline(theirs.filename, theirs.lineno)).strip()
-    return f"Your line {theirs.lineno}, `{line}`, raised {said}"
+    return f"Line {theirs.lineno} of your code, `{line}`, raised {said}"
 
 
 def _counterexample(exercise: Exercise, case: Case, outcome: _Outcome | None) -> Counterexample:
@@ -305,7 +318,7 @@ def _counterexample(exercise: Exercise, case: Case, outcome: _Outcome | None) ->
 
 
 def _text(value: Any) -> str:
-    """A value as a student would write it down, to 4 digits."""
+    """Format a value as a student would write it, with 4 digits."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return _text(value.tolist())
@@ -323,12 +336,12 @@ def _text(value: Any) -> str:
 
 
 def _within_time(work: Callable[[list[_Outcome]], None]) -> list[_Outcome]:
-    """What `work` had found when it ended, or when its time was over."""
+    """Return what `work` had found when it ended or ran out of time."""
     found: list[_Outcome] = []
     thread = threading.Thread(target=_quietly, args=(work, found), daemon=True)
     thread.start()
     thread.join(SECONDS_AT_MOST)
-    if thread.is_alive():  # a loop in Python notices this at its next line
+    if thread.is_alive():  # a loop in Python stops at its next line
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeIsOver)
         )
@@ -337,7 +350,7 @@ def _within_time(work: Callable[[list[_Outcome]], None]) -> list[_Outcome]:
 
 
 class _TimeIsOver(BaseException):
-    """Raised in a student's function that does not end; no `except Exception` catches it."""
+    """Raised in a student's function that never ends; `except Exception` does not catch it."""
 
 
 def _quietly(work: Callable[[list[_Outcome]], None], found: list[_Outcome]) -> None:
@@ -347,7 +360,7 @@ def _quietly(work: Callable[[list[_Outcome]], None], found: list[_Outcome]) -> N
 
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Puts the global random states back to what they were."""
+    """Restore the global random states on leaving."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield

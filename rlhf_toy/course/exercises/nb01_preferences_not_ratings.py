@@ -1,4 +1,4 @@
-"""The exercises of notebook 01: rankings from ratings and from comparisons (L1)."""
+"""The exercises of notebook 01: rankings from ratings and from comparisons."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rlhf_toy.training import make_generator
 
 
 def rank_by_rating(items: Tensor, ratings: Tensor, n_items: int) -> Tensor:
-    """Items from best to worst by their mean rating (L1).
+    """Rank items from best to worst by their mean rating.
 
     Args:
-        items: [N] which item was rated.
-        ratings: [N] how it was rated.
+        items: [N] index of the item that was rated.
+        ratings: [N] the rating that it got.
         n_items: number of items.
 
     Returns:
-        [n_items] item indices, best first. Equal items stand in the order of their indices; an item
-        without a rating comes last.
+        [n_items] item indices, best first. Ties are ordered by index; items without a rating come
+        last.
     """
     ratings = ratings.double()
     sums = ratings.new_zeros(n_items).index_add(0, items, ratings)
@@ -31,16 +31,16 @@ def rank_by_rating(items: Tensor, ratings: Tensor, n_items: int) -> Tensor:
 
 
 def rank_by_wins(winners: Tensor, losers: Tensor, n_items: int) -> Tensor:
-    """Items from best to worst by the share of their comparisons that they won (L1).
+    """Rank items from best to worst by the share of their comparisons that they won.
 
     Args:
-        winners: [N] who won each comparison.
-        losers: [N] who lost it.
+        winners: [N] index of the item that won each comparison.
+        losers: [N] index of the item that lost it.
         n_items: number of items.
 
     Returns:
-        [n_items] item indices, best first. Equal items stand in the order of their indices; an item
-        that was never compared has the share 1/2.
+        [n_items] item indices, best first. Ties are ordered by index; an item that was never
+        compared has the share 1/2.
     """
     wins = torch.bincount(winners, minlength=n_items).double()
     losses = torch.bincount(losers, minlength=n_items).double()
@@ -68,8 +68,8 @@ def _rating_cases() -> list[Case]:
     corners = [
         (torch.tensor([1]), torch.tensor([3.0]), 2),  # one rating
         (torch.tensor([0, 1, 2]), torch.tensor([5.0, 5.0, 7.0]), 3),  # a tie
-        (torch.tensor([1, 2]), torch.tensor([0.0, 0.0]), 4),  # rated 0, and not rated
-        (torch.tensor([0, 1]), torch.tensor([-3.0, -1.0]), 3),  # another scale, below 0
+        (torch.tensor([1, 2]), torch.tensor([0.0, 0.0]), 4),  # rated 0 against not rated
+        (torch.tensor([0, 1]), torch.tensor([-3.0, -1.0]), 3),  # a scale below 0
     ]
     return make_cases(("items", "ratings", "n_items"), plain, corners)
 
@@ -113,7 +113,7 @@ def _last_rating(items: Tensor, ratings: Tensor, n_items: int) -> Tensor:
 
 
 def _ranks(order: Callable) -> Callable:
-    """Turns a function that returns an order into one that returns each item's rank."""
+    """Turn a function that returns an order into one that returns each item's rank."""
     return lambda *arguments: order(*arguments).argsort()
 
 
@@ -121,55 +121,60 @@ _BY_RATING = Exercise(
     name="rank_by_rating",
     notebook="01",
     hints=(
-        "First a mean for each item: a sum over its ratings, divided by how many there are.",
-        "torch.bincount(items, weights=ratings, minlength=n_items) sums per item.",
-        "Sort in descending order; stable=True keeps equal items in their order.",
+        "First compute each item's mean rating: the sum of its ratings, divided by how many it "
+        "has.",
+        "torch.bincount(items, weights=ratings, minlength=n_items) sums the ratings of each item.",
+        "Sort in descending order. stable=True keeps ties in the order of their indices.",
     ),
     solution=rank_by_rating,
     cases=_rating_cases,
     mistakes=(
         Mistake(
             "worst first",
-            "The worst item stands first. Which end of the scale is good?",
+            "Your ranking starts with the worst item. Is a high rating good or bad?",
             lambda items, ratings, n_items: _order(-_means(items, ratings, n_items, torch.inf)),
         ),
         Mistake(
             "worst first, unrated first",
-            "The items stand in ascending order. Which end of the scale is good?",
+            "Your ranking is in ascending order, with the unrated items first. Is a high rating "
+            "good or bad?",
             lambda items, ratings, n_items: _order(-_means(items, ratings, n_items)),
         ),
         Mistake(
             "ranks for order",
-            "You return each item's rank. Asked for is the list of items: who is first, second, …",
+            "You return the rank of each item. Return the items in order instead: the best item "
+            "first, then the second best, and so on.",
             _ranks(rank_by_rating),
         ),
         Mistake(
             "sum for mean",
-            "An item that was rated more often gets ahead by that alone. Divide by the number of "
-            "its ratings.",
+            "You rank by the sum, so an item gains just by being rated more often. Divide by its "
+            "number of ratings.",
             lambda items, ratings, n_items: _order(
                 torch.bincount(items, ratings.double(), minlength=n_items)
             ),
         ),
         Mistake(
             "last rating only",
-            "Only one rating of each item counts. In scores[items] = …, and in scores[items] += …, "
-            "an index that stands twice is written once.",
+            "You use only one rating of each item. In scores[items] = … and scores[items] += …, "
+            "an index that appears twice is written only once.",
             _last_rating,
         ),
         Mistake(
             "unrated as zero",
-            "An item without a rating counts as rated 0, which is a rating too. It belongs last.",
+            "You treat an item without ratings as if it were rated 0, but 0 is a rating too. Put "
+            "unrated items last.",
             lambda items, ratings, n_items: _order(_means(items, ratings, n_items, 0.0)),
         ),
         Mistake(
             "unrated first",
-            "An item that nobody rated stands first: 0/0 is NaN, and NaN sorts as the largest.",
+            "An item without ratings comes first: its mean is 0/0 = NaN, and torch sorts NaN as "
+            "the largest value.",
             lambda items, ratings, n_items: _order(_means(items, ratings, n_items, torch.nan)),
         ),
         Mistake(
             "ties by the last",
-            "Equal items should stand in the order of their indices.",
+            "Ties should be in the order of their indices.",
             lambda items, ratings, n_items: _tie_by_last(_means(items, ratings, n_items)),
         ),
     ),
@@ -186,43 +191,47 @@ _BY_WINS = Exercise(
     name="rank_by_wins",
     notebook="01",
     hints=(
-        "torch.bincount(winners, minlength=n_items) counts each item's wins. And its losses?",
-        "The share is wins / (wins + losses), and 1/2 where both are 0.",
+        "torch.bincount(winners, minlength=n_items) counts each item's wins. How do you count "
+        "its losses?",
+        "The share is wins / (wins + losses), and 1/2 for an item that was never compared.",
     ),
     solution=rank_by_wins,
     cases=_win_cases,
     mistakes=(
         Mistake(
             "worst first",
-            "The worst item stands first. Is the order ascending, or does losing count as winning?",
+            "Your ranking starts with the worst item. Did you sort in ascending order, or count "
+            "losses as wins?",
             lambda winners, losers, n_items: _order(-_shares(winners, losers, n_items)),
         ),
         Mistake(
             "each item once",
-            "wins[winners] += 1 adds 1 to an item that won, however often it won: an index that "
-            "stands twice is written once.",
+            "You count at most one win and one loss for each item. In wins[winners] += 1, an "
+            "index that appears twice is written only once.",
             lambda winners, losers, n_items: _order(
                 _shares(winners.unique(), losers.unique(), n_items)
             ),
         ),
         Mistake(
             "swapped",
-            "Losing is counted as winning: which of the two lists holds the winners?",
+            "You count losses as wins. Which of the two arguments holds the winners?",
             lambda winners, losers, n_items: _order(_shares(losers, winners, n_items, 0.0)),
         ),
         Mistake(
             "ranks for order",
-            "You return each item's rank. Asked for is the list of items: who is first, second, …",
+            "You return the rank of each item. Return the items in order instead: the best item "
+            "first, then the second best, and so on.",
             _ranks(rank_by_wins),
         ),
         Mistake(
             "number of wins",
-            "An item that was compared more often gets ahead by that alone. Take its share.",
+            "You rank by the number of wins, so an item gains just by being compared more often. "
+            "Use the share that it won.",
             lambda winners, losers, n_items: _order(torch.bincount(winners, minlength=n_items)),
         ),
         Mistake(
             "wins minus losses",
-            "Wins minus losses grow with the number of comparisons as well. Take the share.",
+            "Wins minus losses also depends on the number of comparisons. Use the share of wins.",
             lambda winners, losers, n_items: _order(
                 torch.bincount(winners, minlength=n_items)
                 - torch.bincount(losers, minlength=n_items)
@@ -230,18 +239,19 @@ _BY_WINS = Exercise(
         ),
         Mistake(
             "never compared is zero",
-            "An item that was never compared has not lost anything: its share is 1/2.",
+            "You give an item without comparisons the share 0, but it never lost. Its share "
+            "should be 1/2.",
             lambda winners, losers, n_items: _order(_shares(winners, losers, n_items, 0.0)),
         ),
         Mistake(
             "never compared first",
-            "An item that was never compared stands first: 0/0 is NaN, and NaN sorts as the "
-            "largest. Its share is 1/2.",
+            "An item without comparisons comes first: its share is 0/0 = NaN, and torch sorts "
+            "NaN as the largest value. Its share should be 1/2.",
             lambda winners, losers, n_items: _order(_shares(winners, losers, n_items, torch.nan)),
         ),
         Mistake(
             "ties by the last",
-            "Equal items should stand in the order of their indices.",
+            "Ties should be in the order of their indices.",
             lambda winners, losers, n_items: _tie_by_last(_shares(winners, losers, n_items)),
         ),
     ),

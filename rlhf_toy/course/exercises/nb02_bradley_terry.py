@@ -1,4 +1,4 @@
-"""The exercises of notebook 02: who wins how often, and the loss of it (L7, L9)."""
+"""The exercises of notebook 02: the Bradley–Terry probability and its loss."""
 
 from __future__ import annotations
 
@@ -32,63 +32,65 @@ _PROBABILITY = Exercise(
     name="preference_probability",
     notebook="02",
     hints=(
-        "Only the difference of the two rewards counts.",
-        "Divide numerator and denominator of e^r₁ / (e^r₁ + e^r₂) by e^r₁. What remains?",
+        "The probability depends only on the difference between the two rewards.",
+        "Divide the numerator and the denominator of e^r₁ / (e^r₁ + e^r₂) by e^r₁. Which "
+        "function of the difference is left?",
     ),
     solution=losses.preference_probability,
     cases=lambda: _pair_cases("first_rewards", "second_rewards"),
     mistakes=(
         Mistake(
             "swapped",
-            "The first response should become likelier to win as its own reward rises.",
+            "The first response should be more likely to win when its own reward rises.",
             lambda first, second: torch.sigmoid(second - first),
         ),
         Mistake(
             "ratio of the rewards",
-            "Rewards are logits and may be negative: they are not shares yet. What makes them "
-            "positive?",
+            "Rewards are logits and can be negative, so their ratio is not a probability. Which "
+            "function makes them positive?",
             lambda first, second: first / (first + second),
         ),
         Mistake(
             "difference only",
-            "This is the log-odds, any number. A probability lies between 0 and 1.",
+            "This is the log-odds, which can be any number. A probability lies between 0 and 1.",
             lambda first, second: first - second,
         ),
         Mistake(
             "odds",
-            "These are the odds, e^(difference). How does one get a probability from odds?",
+            "These are the odds, e^(difference). How do you turn odds into a probability?",
             lambda first, second: torch.exp(first - second),
         ),
         Mistake(
             "tanh",
-            "The curve has the right kind of shape, but runs from −1 to 1.",
+            "Your curve has the right kind of shape, but it goes from −1 to 1.",
             lambda first, second: torch.tanh(first - second),
         ),
         Mistake(
             "softmax over the batch",
-            "The pairs of the batch compete with each other here. Each pair is a contest of its "
-            "own.",
+            "Your pairs compete with each other across the batch. Compute the probability of "
+            "each pair on its own.",
             lambda first, second: torch.softmax(first - second, 0),
         ),
         Mistake(
             "sum",
-            "Adding a constant to both rewards must not change anything.",
+            "Adding the same constant to both rewards should not change the probability.",
             lambda first, second: torch.sigmoid(first + second),
         ),
         Mistake(
             "sigmoid of the first",
-            "The second response has no say here.",
+            "Your result does not depend on the second reward.",
             lambda first, second: torch.sigmoid(first),
         ),
         Mistake(
             "always the better one",
-            "This annotator never errs. Bradley–Terry's does, the more the closer the two are.",
+            "This annotator is never wrong. A Bradley–Terry annotator sometimes is, and more "
+            "often when the two rewards are close.",
             lambda first, second: (first > second).to(first.dtype),
         ),
         Mistake(
             "overflow",
-            "The formula is right, but e^1000 is infinite in floating point, and ∞/∞ is NaN. Write "
-            "it with the difference.",
+            "The formula is right, but e^1000 is infinite in floating point, and ∞/∞ is NaN. "
+            "Rewrite it as a function of the difference.",
             lambda first, second: first.exp() / (first.exp() + second.exp()),
         ),
     ),
@@ -98,8 +100,9 @@ _LOSS = Exercise(
     name="bradley_terry_loss",
     notebook="02",
     hints=(
-        "The likelihood of one answer is σ(chosen − rejected). Take −log, then the mean.",
-        "log σ in one step does not overflow: torch.nn.functional.logsigmoid.",
+        "The likelihood of one comparison is σ(chosen − rejected). Take −log of it, then the "
+        "mean over the pairs.",
+        "torch.nn.functional.logsigmoid computes log σ in one step and does not overflow.",
     ),
     solution=losses.bradley_terry_loss,
     cases=lambda: _pair_cases("chosen_rewards", "rejected_rewards"),
@@ -107,60 +110,64 @@ _LOSS = Exercise(
     mistakes=(
         Mistake(
             "sign",
-            "This is the log-likelihood, to be maximised. An optimiser minimises its loss.",
+            "This is the log-likelihood, which you want to maximise. An optimiser minimises its "
+            "loss.",
             lambda chosen, rejected: F.logsigmoid(chosen - rejected).mean(),
         ),
         Mistake(
             "swapped",
-            "The loss falls when the rejected response gets more reward.",
+            "Your loss falls when the rejected response gets a higher reward. It should rise.",
             lambda chosen, rejected: -F.logsigmoid(rejected - chosen).mean(),
         ),
         Mistake(
             "sum for mean",
-            "This is a sum over the pairs. With the mean, the step does not depend on the batch.",
+            "This is the sum over the pairs. Take the mean, so that the gradient does not grow "
+            "with the size of the batch.",
             lambda chosen, rejected: -F.logsigmoid(chosen - rejected).sum(),
         ),
         Mistake(
             "log forgotten",
-            "This is minus the mean probability. The likelihood of many answers is a product, and "
-            "its logarithm a sum of logarithms.",
+            "This is minus the mean probability. The likelihood of all comparisons is a product, "
+            "so its logarithm is a sum of logarithms.",
             lambda chosen, rejected: -torch.sigmoid(chosen - rejected).mean(),
         ),
         Mistake(
             "log of the mean",
-            "The mean stands inside the logarithm. Which of the two comes first?",
+            "You take the logarithm of a mean. Which of the two operations comes first?",
             lambda chosen, rejected: -torch.sigmoid(chosen - rejected).mean().log(),
         ),
         Mistake(
             "sigmoid forgotten",
-            "This falls without limit as the margin grows. Where is the probability?",
+            "Your loss falls without limit as the margin grows. Where does a probability come in?",
             lambda chosen, rejected: -(chosen - rejected).mean(),
         ),
         Mistake(
             "two separate sigmoids",
-            "Each response is judged alone here. Adding a constant to both must not change the "
-            "loss.",
+            "You judge each response on its own. Adding the same constant to both rewards should "
+            "not change the loss.",
             lambda chosen, rejected: -(F.logsigmoid(chosen) + F.logsigmoid(-rejected)).mean(),
         ),
         Mistake(
             "bits",
-            "This loss is in bits. The course's unit is the nat, from the natural logarithm.",
+            "This loss is in bits. This course uses nats, which come from the natural logarithm.",
             lambda chosen, rejected: -F.logsigmoid(chosen - rejected).mean() / math.log(2),
         ),
         Mistake(
             "hinge",
-            "This is a hinge loss. It asks for a margin; Bradley–Terry asks for a likelihood.",
+            "This is a hinge loss, which asks for a margin of 1. The Bradley–Terry loss comes "
+            "from a likelihood.",
             lambda chosen, rejected: F.relu(1 - (chosen - rejected)).mean(),
         ),
         Mistake(
             "one loss a pair",
-            "One number is asked for: the mean over the pairs.",
+            "You return one loss for each pair. Return a single number, the mean over the pairs.",
             lambda chosen, rejected: -F.logsigmoid(chosen - rejected),
         ),
         Mistake(
             "overflow",
-            "The formula is right, but for a large margin the wrong way σ is 0 in floating point "
-            "and its logarithm −∞. There is a function for log σ in one step.",
+            "The formula is right, but if the rejected reward is far above the chosen one, σ is "
+            "0 in floating point and its logarithm is −∞. Torch has a function that computes log "
+            "σ in one step.",
             lambda chosen, rejected: -torch.sigmoid(chosen - rejected).log().mean(),
         ),
     ),

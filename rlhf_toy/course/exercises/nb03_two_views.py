@@ -1,4 +1,4 @@
-"""The exercises of notebook 03: one step of the token MDP, and the chain rule (L4)."""
+"""The exercises of notebook 03: one step of the token MDP, and the chain rule."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rlhf_toy.training import make_generator
 def step_word_mdp(
     world: WordMDP, prompt: int, response: Tensor, action: int
 ) -> tuple[Tensor, float, bool]:
-    """One transition of the token MDP: append, and pay at the end (L4).
+    """Take one step of the token MDP: append a token, and pay the reward when the response ends.
 
     Args:
-        world: whose words, lengths and rewards these are.
+        world: defines the words, the length limit and the rewards.
         prompt: index of the prompt.
-        response: [max_length] token ids of the words so far, then `world.pad_token`.
-        action: the token to append: a word or `world.end_token`.
+        response: [max_length] token ids of the words so far, padded with `world.pad_token`.
+        action: id of the token to append, a word or `world.end_token`.
 
     Returns:
-        the next response [max_length], the reward in logits (0 until the response is over), and
-        whether it is over.
+        next response [max_length]; reward in logits, 0 until the response is over; whether it is
+        over.
     """
     length = int((response != world.pad_token).sum())
     next_response = response.clone()
@@ -36,15 +36,15 @@ def step_word_mdp(
     return next_response, reward, terminated
 
 
-# (prompt, words so far, next word or "<end>") for worlds of 3 and of 5 words.
+# (prompt, words so far, next word or "<end>"), in worlds with at most 3 and at most 5 tokens.
 _SHORT_STEPS = (
     ("concert", "", "loud"),
-    ("film", "", "<end>"),  # says nothing
+    ("film", "", "<end>"),  # an empty review
     ("library", "very", "loud"),
     ("meeting", "long", "<end>"),
     ("film", "not very", "bad"),  # reaches the limit
     ("nap", "good and", "long"),
-    ("film", "very good", "<end>"),  # an end token in the last place
+    ("film", "very good", "<end>"),  # an end token in the last position
 )
 _LONG_STEPS = (
     ("holiday", "not", "loud"),
@@ -53,13 +53,17 @@ _LONG_STEPS = (
     ("meeting", "not good but very", "long"),  # reaches the limit
 )
 _LONG_CORNERS = (
-    ("film", "good good good good", "good"),  # word salad costs more than it earns
+    (
+        "film",
+        "good good good good",
+        "good",
+    ),  # repetition and broken grammar cost more than the praise earns
     ("concert", "great and very loud", "<end>"),
 )
 
 
 def _steps(world: WordMDP, steps: tuple) -> list[tuple]:
-    """world, prompt, response, action for each of some steps."""
+    """Return (world, prompt, response, action) for each step."""
     calls = []
     for prompt, so_far, word in steps:
         words = [world.words.index(w) for w in so_far.split()]
@@ -81,7 +85,7 @@ def _judged(world, prompt, response) -> float:
 
 
 def _step(world, prompt, response, action, position=None, over=None, paid=None, judged=None):
-    """The right step, with a position, an end or a payment of its own."""
+    """Take the right step, except for what is passed in: position, end, payment or judge."""
     length = int((response != world.pad_token).sum())
     after = response.clone()
     after[length if position is None else position(length, world)] = action
@@ -104,41 +108,43 @@ _STEP = Exercise(
     name="step_word_mdp",
     notebook="03",
     hints=(
-        "Three questions: where does the token go, is the response over, and what is paid?",
-        "As many words stand as there are tokens that are no pad. That is the next free place.",
-        "Two things end a response: the end token, and max_length tokens. Then, and only then, the "
-        "new response as a whole is judged.",
+        "Answer three questions: where does the token go, is the response over, and what is the "
+        "reward?",
+        "Count the tokens that are not padding. The count is also the index of the next free "
+        "position.",
+        "A response is over after the end token, or when it has max_length tokens. Only then is "
+        "there a reward, and it is that of the whole new response.",
     ),
     solution=step_word_mdp,
     cases=_step_cases,
     mistakes=(
         Mistake(
             "reward at every step",
-            "You pay before the response is over. Nobody judges half a review: until then the "
-            "reward is 0.",
+            "You pay a reward before the response is over. Only complete reviews are judged, so "
+            "until then the reward is 0.",
             lambda world, prompt, response, action: _step(
                 world, prompt, response, action, paid=lambda at_end, at_limit: True
             ),
         ),
         Mistake(
             "no reward",
-            "The reward is 0 even when the response is over. Who tells the policy what it was "
-            "worth?",
+            "Your reward is 0 even when the response is over. How would the policy learn which "
+            "reviews are good?",
             lambda world, prompt, response, action: _step(
                 world, prompt, response, action, paid=lambda at_end, at_limit: False
             ),
         ),
         Mistake(
             "not over at the limit",
-            "A response of max_length words is over, though nobody wrote the end token. Do you "
-            "count the word that was just appended?",
+            "A response of max_length tokens is over, even without an end token. Do you count "
+            "the token that you just appended?",
             lambda world, prompt, response, action: _step(
                 world, prompt, response, action, over=lambda at_end, length, world: at_end
             ),
         ),
         Mistake(
             "over only at the limit",
-            "The end token ends a response, however short it is.",
+            "The end token ends a response, no matter how short it is.",
             lambda world, prompt, response, action: _step(
                 world,
                 prompt,
@@ -149,8 +155,8 @@ _STEP = Exercise(
         ),
         Mistake(
             "over one word early",
-            "The response is over while there is still room for one more word. Is your length that "
-            "before the step, or after it?",
+            "You end the response while there is still room for one more token. Is your length "
+            "the one before the step, or after it?",
             lambda world, prompt, response, action: _step(
                 world,
                 prompt,
@@ -161,8 +167,8 @@ _STEP = Exercise(
         ),
         Mistake(
             "five words in every world",
-            "Your limit is 5 words, but worlds differ. Where does this one say how long a response "
-            "may be?",
+            "You always use a limit of 5 tokens, but it differs between worlds. Which attribute "
+            "of the world holds it?",
             lambda world, prompt, response, action: _step(
                 world,
                 prompt,
@@ -173,42 +179,45 @@ _STEP = Exercise(
         ),
         Mistake(
             "nothing paid at the limit",
-            "A response that ran into the limit is over, but it is not paid. Judge it as well.",
+            "You pay nothing for a response that is over because it reached the length limit. It "
+            "gets its reward too.",
             lambda world, prompt, response, action: _step(
                 world, prompt, response, action, paid=lambda at_end, at_limit: at_end
             ),
         ),
         Mistake(
             "end token not written",
-            "The end token is a token of the response like any other: the next state has it, and "
-            "the judge looks for it.",
+            "You do not write the end token into the response. It is a token like any other: the "
+            "next state contains it, and the reward depends on it.",
             _end_not_written,
         ),
         Mistake(
             "last word overwritten",
-            "The new token takes the place of the last word. Which is the first free place?",
+            "Your new token overwrites the last word. What is the index of the first free "
+            "position?",
             lambda world, prompt, response, action: _step(
                 world, prompt, response, action, position=lambda length, world: length - 1
             ),
         ),
         Mistake(
             "always the first place",
-            "The new token always goes to the first place, whatever stands there already.",
+            "You always write the new token to the first position, even if there is a word in it.",
             lambda world, prompt, response, action: _step(
                 world, prompt, response, action, position=lambda length, world: 0
             ),
         ),
         Mistake(
             "always the last place",
-            "The new token always goes to the last place, and leaves a gap of pads before it.",
+            "You always write the new token to the last position, which leaves a gap of pads "
+            "before it.",
             lambda world, prompt, response, action: _step(
                 world, prompt, response, action, position=lambda length, world: -1
             ),
         ),
         Mistake(
             "pads counted",
-            "The token goes to the place whose number is the count of pads. Which tokens should "
-            "you count?",
+            "You use the number of pads as the position of the new token. Which tokens should "
+            "you count instead?",
             lambda world, prompt, response, action: _step(
                 world,
                 prompt,
@@ -219,7 +228,7 @@ _STEP = Exercise(
         ),
         Mistake(
             "old response judged",
-            "The response is judged as it was before this step, without its last token.",
+            "You judge the response as it was before this step, without the new token.",
             lambda world, prompt, response, action: _step(
                 world,
                 prompt,
@@ -230,7 +239,8 @@ _STEP = Exercise(
         ),
         Mistake(
             "prompt ignored",
-            "Every review is judged as one of prompt 0. A loud concert is not a loud library.",
+            "You judge every review as if it answered prompt 0. But people like a loud concert "
+            "and dislike a loud library.",
             lambda world, prompt, response, action: _step(
                 world,
                 prompt,
@@ -246,7 +256,7 @@ _STEP = Exercise(
 
 def _logits(*shape: int, seed: int) -> Tensor:
     draws = torch.randn(shape, generator=make_generator(seed), dtype=torch.float64)
-    return (100 * draws).round() / 100  # two digits, so that no two of a place are equal
+    return (100 * draws).round() / 100  # two digits: no two at one position are equal
 
 
 def _tokens(*shape: int, n_actions: int, seed: int) -> Tensor:
@@ -258,12 +268,12 @@ def _mask(*lengths: int, T: int) -> Tensor:
 
 
 def _sequence_cases() -> list[Case]:
-    """logits, responses, mask."""
+    """Return cases of (logits, responses, mask)."""
     plain = [
         # One token of two; then two tokens, with readable numbers.
         (torch.tensor([[[1.0, 0.0]]]).double(), torch.tensor([[0]]), _mask(1, T=1)),
         (torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]).double(), torch.tensor([[1, 1]]), _mask(2, T=2)),
-        # Masked places that hold tokens which are actions, so that forgetting the mask shows.
+        # Valid actions in masked positions, so that a forgotten mask changes the result.
         (_logits(2, 3, 3, seed=1), torch.tensor([[2, 1, 0], [0, 2, 2]]), _mask(2, 3, T=3)),
         (_logits(1, 3, 4, seed=2), torch.tensor([[3, 0, 1]]), _mask(2, T=3)),
         (
@@ -280,14 +290,14 @@ def _sequence_cases() -> list[Case]:
     corners = [
         (_logits(2, 3, 3, seed=6), pads, _mask(1, 3, T=3)),
         (garbage, pads, _mask(1, 3, T=3)),
-        (sure, torch.tensor([[1, 0]]), _mask(2, T=2)),  # sure of one, and the other was written
+        (sure, torch.tensor([[1, 0]]), _mask(2, T=2)),  # certain of one, and the other was written
         (large, torch.tensor([[1, 0]]), _mask(2, T=2)),
     ]
     return make_cases(("logits", "responses", "mask"), plain, corners)
 
 
 def _of_tokens(values: Tensor, responses: Tensor) -> Tensor:
-    """The entries [B, T] of values [B, T, A] for the tokens that were written."""
+    """Return the entries of values [B, T, A] at the tokens that were written, shape [B, T]."""
     actions = responses.clamp(max=values.shape[-1] - 1)
     return values.gather(-1, actions[..., None])[..., 0]
 
@@ -309,104 +319,106 @@ _SEQUENCE = Exercise(
     name="sequence_logps",
     notebook="03",
     hints=(
-        "Logits become log-probabilities with log_softmax over the last dimension.",
-        "Of each position's A log-probabilities you need one, that of the token that was written: "
-        "gather.",
-        "Put some valid id in the place of the pads before you gather, and 0 in the place of what "
-        "you gathered there.",
+        "log_softmax over the last dimension turns logits into log-probabilities.",
+        "Each position has A log-probabilities. You need the one of the token that was written, "
+        "and gather picks it out.",
+        "Before you gather, replace the pads by any valid id. After it, set what you gathered "
+        "there to 0.",
     ),
     solution=losses.sequence_logps,
     cases=_sequence_cases,
     mistakes=(
         Mistake(
             "mean over the tokens",
-            "This is a mean over the tokens. The chain rule multiplies probabilities: what does "
-            "that do to their logarithms?",
+            "This is the mean over the tokens. The chain rule multiplies probabilities. What "
+            "happens to their logarithms?",
             lambda logits, responses, mask: (
                 losses.sequence_logps(logits, responses, mask) / mask.sum(-1)
             ),
         ),
         Mistake(
             "mean over all positions",
-            "You divide by the number of positions, pads included. Should the result depend on how "
-            "far a response is padded?",
+            "You divide by the number of positions, pads included. Should the result depend on "
+            "how many pads there are?",
             lambda logits, responses, mask: (
                 losses.sequence_logps(logits, responses, mask) / mask.shape[-1]
             ),
         ),
         Mistake(
             "mask forgotten",
-            "Tokens after the end are counted as well. Which places does the mask leave out?",
+            "You also count tokens after the end of a response. Which positions does the mask "
+            "leave out?",
             lambda logits, responses, mask: _token_sum(
                 logits.log_softmax(-1), responses, torch.ones_like(mask)
             ),
         ),
         Mistake(
             "shifted by one",
-            "Each position is read with the next one's token. Here logits[:, t] are already those "
-            "of the token responses[:, t].",
+            "You pair the logits of each position with the token of the next. Here logits[:, t] "
+            "already belong to the token responses[:, t].",
             lambda logits, responses, mask: _token_sum(
                 logits[:, :-1].log_softmax(-1), responses[:, 1:], mask[:, 1:]
             ),
         ),
         Mistake(
             "last token forgotten",
-            "The last real token of each response is left out. To stop is a decision too, and has "
-            "a probability.",
+            "You leave out the last real token of each response. It counts even if it is the end "
+            "token, because stopping is a decision too.",
             lambda logits, responses, mask: _token_sum(
                 logits.log_softmax(-1), responses, _without_last(mask)
             ),
         ),
         Mistake(
             "not normalised",
-            "These are sums of raw logits. Logits are log-probabilities only up to a constant for "
-            "each position.",
+            "You add raw logits. They equal log-probabilities only up to a constant, a different "
+            "one at each position.",
             lambda logits, responses, mask: _token_sum(logits, responses, mask),
         ),
         Mistake(
             "sum of probabilities",
-            "You add probabilities. Which do add up along a path, probabilities or their "
+            "You add probabilities. What do you add along a sequence: probabilities, or their "
             "logarithms?",
             lambda logits, responses, mask: _token_sum(logits.softmax(-1), responses, mask),
         ),
         Mistake(
             "probability, not its logarithm",
-            "This is π(y|x) itself, a product. Its logarithm is asked for.",
+            "This is the probability π(y|x) itself. Return its logarithm.",
             lambda logits, responses, mask: losses.sequence_logps(logits, responses, mask).exp(),
         ),
         Mistake(
             "softmax over positions",
-            "The softmax runs over the positions. Which dimension of logits are the alternatives "
-            "among which one token was chosen?",
+            "Your softmax runs over the positions. Which dimension of the logits lists the "
+            "tokens that the policy chooses from?",
             lambda logits, responses, mask: _token_sum(logits.log_softmax(1), responses, mask),
         ),
         Mistake(
             "likeliest token",
-            "You take each position's likeliest token. Which token was written?",
+            "You take the most likely token of each position. Which token was actually written?",
             lambda logits, responses, mask: (
                 logits.log_softmax(-1).amax(-1).masked_fill(~mask, 0.0).sum(-1)
             ),
         ),
         Mistake(
             "summed over the batch",
-            "One number for the whole batch. Each response has a log-probability of its own.",
+            "You return one number for the whole batch. Return one log-probability for each "
+            "response.",
             lambda logits, responses, mask: losses.sequence_logps(logits, responses, mask).sum(),
         ),
         Mistake(
             "sign",
-            "A log-probability is never above 0. This is a loss, with the opposite sign.",
+            "A log-probability is never above 0. Your result has the opposite sign, like a loss.",
             lambda logits, responses, mask: -losses.sequence_logps(logits, responses, mask),
         ),
         Mistake(
             "pad as an action",
-            "Right, until a pad token turns up whose id is beyond the last action: there is no "
-            "such logit to gather. The mask comes too late if it comes after that.",
+            "This works until there is a pad token. Its id is larger than that of any action, so "
+            "there is no logit to gather. If you apply the mask only after that, it is too late.",
             _pads_gathered,
         ),
         Mistake(
             "underflow",
-            "Right, until a probability is too small for a float: its softmax is 0, and the "
-            "logarithm of that is -inf. There is a function that does both in one.",
+            "This works until a probability is too small for floating point. Then the softmax is "
+            "0 and its logarithm is −∞. Torch has a function that does both in one step.",
             lambda logits, responses, mask: _token_sum(logits.softmax(-1).log(), responses, mask),
         ),
     ),

@@ -1,4 +1,4 @@
-"""The exercises of notebook 04: how often a reward model is right, and what it learns from (L9)."""
+"""The exercises of notebook 04: accuracy of a reward model, and the gradient it learns from."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rlhf_toy.course.exercises.inputs import float64, random_numbers
 
 
 def reward_gradient(chosen_rewards: Tensor, rejected_rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of the Bradley–Terry loss in the rewards, by hand (L9).
+    """Return the gradient of the Bradley–Terry loss with respect to the rewards, by formula.
 
-    With p = σ(chosen − rejected) it is −(1 − p)/B at the chosen and +(1 − p)/B at the rejected: the
-    loss pulls where the model was surprised.
+    With p = σ(chosen − rejected) it is −(1 − p)/B at the chosen and +(1 − p)/B at the rejected
+    reward, so it is large where the model did not expect the answer.
 
     Args:
         chosen_rewards: [B] in logits.
-        rejected_rewards: [B].
+        rejected_rewards: [B] in logits.
 
     Returns:
-        [B] and [B].
+        gradient at chosen_rewards [B], and gradient at rejected_rewards [B].
     """
     surprise = torch.sigmoid(rejected_rewards - chosen_rewards) / len(chosen_rewards)
     return -surprise, surprise
@@ -47,55 +47,60 @@ _ACCURACY = Exercise(
     name="preference_accuracy",
     notebook="04",
     hints=(
-        "A pair is right if the chosen response has the higher reward. And if they are equal?",
-        "torch.sign of the difference is 1, 0 or −1. Map that to 1, 1/2 and 0.",
+        "The model is right about a pair if the chosen response has the higher reward. What "
+        "should it get for a tie?",
+        "torch.sign of the difference is 1, 0 or −1. Map these to 1, 1/2 and 0.",
     ),
     solution=losses.preference_accuracy,
     cases=_pair_cases,
     mistakes=(
         Mistake(
             "ties count as right",
-            "A model that says 0 for everything would be right always. What should a tie count?",
+            "A model that gives every response the reward 0 would always be right. How much "
+            "should a tie count?",
             lambda chosen, rejected: (chosen >= rejected).double().mean(),
         ),
         Mistake(
             "ties count as wrong",
-            "A tie is a coin toss, which is right half of the time.",
+            "You count a tie as wrong. With a tie the model can only toss a coin, which is right "
+            "half of the time.",
             lambda chosen, rejected: (chosen > rejected).double().mean(),
         ),
         Mistake(
             "swapped",
-            "This counts the pairs that the model gets wrong.",
+            "This is the share of pairs that the model gets wrong.",
             lambda chosen, rejected: ((rejected - chosen).sign() / 2 + 0.5).mean(),
         ),
         Mistake(
             "count",
-            "This is how many pairs are right. Which share of all is that?",
+            "This is the number of pairs that are right. What share of all pairs is that?",
             lambda chosen, rejected: ((chosen - rejected).sign() / 2 + 0.5).sum(),
         ),
         Mistake(
             "percent",
-            "A share between 0 and 1 is asked for.",
+            "This is a percentage. Return a share between 0 and 1.",
             lambda chosen, rejected: 100 * ((chosen - rejected).sign() / 2 + 0.5).mean(),
         ),
         Mistake(
             "mean probability",
-            "This is the model's mean confidence. Accuracy asks only which side of 1/2 it is on.",
+            "This is the mean probability of the chosen response. Accuracy asks only whether "
+            "that probability is above 1/2.",
             lambda chosen, rejected: torch.sigmoid(chosen - rejected).mean(),
         ),
         Mistake(
             "sign of the chosen",
-            "The chosen reward alone says nothing: its zero is arbitrary. Compare it.",
+            "You use only the chosen reward, but its zero point is arbitrary. What should you "
+            "compare it with?",
             lambda chosen, rejected: (chosen > 0).double().mean(),
         ),
         Mistake(
             "mean sign",
-            "The mean sign runs from −1 to 1: right minus wrong.",
+            "This goes from −1 to 1: it is the share of right pairs minus the share of wrong ones.",
             lambda chosen, rejected: (chosen - rejected).sign().mean(),
         ),
         Mistake(
             "one verdict a pair",
-            "One number is asked for: the mean over the pairs.",
+            "You return one number for each pair. Return a single number, the mean over the pairs.",
             lambda chosen, rejected: (chosen - rejected).sign() / 2 + 0.5,
         ),
     ),
@@ -110,8 +115,9 @@ _GRADIENT = Exercise(
     name="reward_gradient",
     notebook="04",
     hints=(
-        "d/du log σ(u) = 1 − σ(u) = σ(−u). What is u, and what is its derivative in each reward?",
-        "The loss is a mean over B pairs, and has a minus.",
+        "d/du log σ(u) = 1 − σ(u) = σ(−u). What is u here, and what is its derivative with "
+        "respect to each reward?",
+        "The loss is a mean over B pairs, with a minus sign in front.",
     ),
     solution=reward_gradient,
     cases=_pair_cases,
@@ -119,23 +125,25 @@ _GRADIENT = Exercise(
     mistakes=(
         Mistake(
             "sign",
-            "Stepping against this gradient would lower the chosen reward.",
+            "Gradient descent with this gradient would lower the chosen reward. It should raise "
+            "it.",
             lambda chosen, rejected: _both(-torch.sigmoid(rejected - chosen) / len(chosen)),
         ),
         Mistake(
             "mean forgotten",
-            "This is the gradient of the sum over the pairs. The loss is their mean.",
+            "This is the gradient of the sum over the pairs. The loss is the mean.",
             lambda chosen, rejected: _both(torch.sigmoid(rejected - chosen)),
         ),
         Mistake(
             "p for 1 − p",
-            "Pairs that the model already gets right pull hardest here. It should be the others.",
+            "Your gradient is largest for pairs that the model already gets right. It should be "
+            "largest for the others.",
             lambda chosen, rejected: _both(torch.sigmoid(chosen - rejected) / len(chosen)),
         ),
         Mistake(
             "same sign",
-            "Both rewards are pushed the same way. Adding a constant to both must not matter, so "
-            "the two gradients of a pair must cancel.",
+            "You push both rewards in the same direction. Adding the same constant to both does "
+            "not change the loss, so the two gradients of a pair must sum to 0.",
             lambda chosen, rejected: (
                 -torch.sigmoid(rejected - chosen) / len(chosen),
                 -torch.sigmoid(rejected - chosen) / len(chosen),
@@ -143,27 +151,28 @@ _GRADIENT = Exercise(
         ),
         Mistake(
             "derivative of the sigmoid",
-            "p (1 − p) is the derivative of σ. The loss has log σ.",
+            "p (1 − p) is the derivative of σ, but the loss contains log σ.",
             lambda chosen, rejected: _both(
                 torch.sigmoid(chosen - rejected) * torch.sigmoid(rejected - chosen) / len(chosen)
             ),
         ),
         Mistake(
             "sigmoid forgotten",
-            "All pairs pull alike here. What does the derivative of log σ depend on?",
+            "Every pair gets the same gradient. What does the derivative of log σ depend on?",
             lambda chosen, rejected: _both(torch.ones_like(chosen) / len(chosen)),
         ),
         Mistake(
             "overflow",
-            "The formula is right, but e^20000 is infinite in floating point, and ∞/∞ is NaN.",
+            "The formula is right, but e^20000 is infinite in floating point, and ∞/∞ is NaN. "
+            "Which torch function computes this ratio safely?",
             lambda chosen, rejected: _both(
                 (rejected - chosen).exp() / (1 + (rejected - chosen).exp()) / len(chosen)
             ),
         ),
         Mistake(
             "overflow of each reward",
-            "The formula is right, but e^10000 is infinite in floating point, and ∞/∞ is NaN. Only "
-            "the difference matters, so take it before you exponentiate.",
+            "The formula is right, but e^10000 is infinite in floating point, and ∞/∞ is NaN. "
+            "Only the difference matters, so subtract before you exponentiate.",
             lambda chosen, rejected: _both(
                 (1 - chosen.exp() / (chosen.exp() + rejected.exp())) / len(chosen)
             ),

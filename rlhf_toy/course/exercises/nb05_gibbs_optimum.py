@@ -1,4 +1,4 @@
-"""The exercises of notebook 05: the best policy, its normaliser, its worth (L16 – L19)."""
+"""The exercises of notebook 05: the KL divergence, the objective, and its optimum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _kl_cases() -> list[Case]:
     corners = [
         (_log(1.0, 0.0), _log(0.5, 0.5)),  # p is 0 somewhere
         (_log(1.0, 0.0), _log(1.0, 0.0)),  # both are
-        (_log(0.5, 0.5), _log(1.0, 0.0)),  # q misses something that p has
+        (_log(0.5, 0.5), _log(1.0, 0.0)),  # q is 0 where p is not
         (float64(0.0, -900.0), float64(-900.0, 0.0)),
     ]
     return make_cases(("logp", "logq"), plain, corners)
@@ -48,7 +48,7 @@ def _tilt_cases() -> list[Case]:
         (_log(0.5, 0.5), float64(-1000.0, -999.0), 1.0),
         (_log(0.2, 0.8), float64(1.0, 0.9), 1e-3),
         (_log(0.2, 0.8), float64(1.0, 0.9), 1e3),
-        (_log(1.0, 0.0), float64(0.0, 5.0), 1.0),  # the reference never says it
+        (_log(1.0, 0.0), float64(0.0, 5.0), 1.0),  # the reference never gives the second response
     ]
     return make_cases(("ref_logps", "rewards", "beta"), plain, corners)
 
@@ -69,7 +69,7 @@ def _objective_cases() -> list[Case]:
     corners = [
         (_log(1.0, 0.0), _log(0.5, 0.5), float64(1.0, 1000.0), 1.0),  # greedy
         (_log(1.0, 0.0), _log(1.0, 0.0), float64(1.0, 5.0), 1.0),
-        (_log(0.5, 0.5), _log(1.0, 0.0), float64(1.0, 5.0), 1.0),  # infinitely far away
+        (_log(0.5, 0.5), _log(1.0, 0.0), float64(1.0, 5.0), 1.0),  # an infinite KL
     ]
     return make_cases(("logps", "ref_logps", "rewards", "beta"), plain, corners)
 
@@ -82,64 +82,67 @@ _KL = Exercise(
     name="kl_divergence",
     notebook="05",
     hints=(
-        "A KL is an expectation under p, of how many nats p gives a response more than q does.",
-        "Probabilities are logp.exp(); the sum runs over the last dimension only.",
-        "Where p is 0 a response counts for nothing, but 0 times infinity is NaN: fill first.",
+        "KL(p ‖ q) is an expectation under p: the average of how far log p is above log q.",
+        "logp.exp() gives the probabilities. Sum over the last dimension only.",
+        "A response with p = 0 should contribute 0, but 0 · ∞ is NaN in floating point. Replace "
+        "such entries before you multiply.",
     ),
     solution=exact.kl_divergence,
     cases=_kl_cases,
     mistakes=(
         Mistake(
             "sign",
-            "A KL divergence is never negative. Which of the two is subtracted from which?",
+            "A KL divergence is never negative. Which logarithm do you subtract from which?",
             lambda logp, logq: -exact.kl_divergence(logp, logq),
         ),
         Mistake(
             "swapped",
-            "This is KL(q ‖ p). Which of the two distributions is the expectation under?",
+            "This is KL(q ‖ p). Under which of the two distributions is the expectation?",
             lambda logp, logq: exact.kl_divergence(logq, logp),
         ),
         Mistake(
             "not weighted",
-            "Every response counts the same here. An expectation weighs each by its probability.",
+            "You count every response equally. An expectation weights each one by its probability.",
             lambda logp, logq: (logp - logq).sum(-1),
         ),
         Mistake(
             "mean for sum",
-            "An expectation is a weighted sum, and the weights add up to 1 already. What does "
-            "dividing by the number of responses do?",
+            "An expectation is a weighted sum, and the weights already add up to 1. Why divide "
+            "by the number of responses?",
             lambda logp, logq: _naive_kl(logp, logq) / logp.shape[-1],
         ),
         Mistake(
             "log-probabilities as weights",
-            "The weights are log-probabilities here. What turns them into probabilities?",
+            "Your weights are log-probabilities. How do you turn them into probabilities?",
             lambda logp, logq: (logp * (logp - logq)).sum(-1),
         ),
         Mistake(
             "summed over prompts",
-            "Every prompt has a KL of its own: sum over the last dimension, not over all.",
+            "You sum over the prompts too. Each prompt has its own KL, so sum over the last "
+            "dimension only.",
             lambda logp, logq: (logp.exp() * (logp - logq)).sum(),
         ),
         Mistake(
             "averaged over prompts",
-            "Every prompt has a KL of its own: keep the prompts' dimensions.",
+            "You average over the prompts. Each prompt has its own KL, so keep the prompt "
+            "dimensions.",
             lambda logp, logq: _naive_kl(logp, logq).mean(),
         ),
         Mistake(
             "bits",
-            "This KL is in bits. The course's unit is the nat, from the natural logarithm.",
+            "This KL is in bits. This course uses nats, which come from the natural logarithm.",
             lambda logp, logq: _naive_kl(logp, logq) / math.log(2),
         ),
         Mistake(
             "zero probability",
-            "A response that p never gives should count as 0, but 0 · (−∞ − …) is NaN in floating "
-            "point. Fill these entries before you multiply.",
+            "A response with p = 0 should contribute 0, but 0 · (−∞) is NaN in floating point. "
+            "Replace such entries before you multiply.",
             _naive_kl,
         ),
         Mistake(
             "q misses p",
-            "Where q gives no probability to what p can say, the KL is infinite. Replacing "
-            "every infinity or NaN by 0 hides that.",
+            "If p can give a response that q never gives, the KL is infinite. Replacing every "
+            "infinity or NaN by 0 hides that.",
             lambda logp, logq: (logp.exp() * (logp - logq)).nan_to_num(0.0, 0.0, 0.0).sum(-1),
         ),
     ),
@@ -154,57 +157,60 @@ _LOG_PARTITION = Exercise(
     name="log_partition",
     notebook="05",
     hints=(
-        "Z is an expectation under the reference: how is it written with log-probabilities?",
-        "log Σ exp of something is one call in torch, and it does not overflow.",
+        "Z is an expectation under the reference. How do you write each of its terms as a single "
+        "exponential?",
+        "torch has one function for log Σ exp(…), and it does not overflow.",
     ),
     solution=exact.log_partition,
     cases=_tilt_cases,
     mistakes=(
         Mistake(
             "beta forgotten",
-            "Your result does not depend on β. What stands under the reward in the exponent?",
+            "Your result does not depend on β. What is the reward divided by in the exponent?",
             lambda ref_logps, rewards, beta: _log_z(ref_logps, rewards, 1.0),
         ),
         Mistake(
             "times beta",
-            "A small β should make the rewards weigh more, not less.",
+            "A small β should give the rewards more weight, not less.",
             lambda ref_logps, rewards, beta: _log_z(ref_logps, rewards, 1 / beta),
         ),
         Mistake(
             "reference forgotten",
-            "Z sums π_ref(y|x) exp(r/β). Your responses all count the same.",
+            "You count all responses equally. Z weights exp(r/β) by the reference's probability "
+            "π_ref(y|x).",
             lambda ref_logps, rewards, beta: (rewards / beta).logsumexp(-1),
         ),
         Mistake(
             "Z, not log Z",
-            "This is Z itself. Its logarithm is asked for, which cannot overflow.",
+            "This is Z itself. Return its logarithm, which can be computed without overflow.",
             lambda ref_logps, rewards, beta: _log_z(ref_logps, rewards, beta).exp(),
         ),
         Mistake(
             "beta log Z",
-            "This is β log Z, the highest objective. Here log Z alone is asked for.",
+            "This is β log Z, the highest possible objective. Return log Z alone.",
             lambda ref_logps, rewards, beta: beta * _log_z(ref_logps, rewards, beta),
         ),
         Mistake(
             "probabilities in the exponent",
-            "Inside the exponential the reference stands as a log-probability; you turned it "
-            "into a probability first.",
+            "You put the reference into the exponent as a probability. There it should be a "
+            "log-probability.",
             lambda ref_logps, rewards, beta: (ref_logps.exp() + rewards / beta).logsumexp(-1),
         ),
         Mistake(
             "sign",
-            "The sign of the reward is turned round: good responses should add more to Z.",
+            "Your reward has the wrong sign. Good responses should add more to Z than bad ones.",
             lambda ref_logps, rewards, beta: _log_z(ref_logps, -rewards, beta),
         ),
         Mistake(
             "summed over prompts",
-            "Each prompt has its own Z(x): sum over the last dimension only.",
+            "You sum over the prompts too. Each prompt has its own Z(x), so sum over the last "
+            "dimension only.",
             lambda ref_logps, rewards, beta: (ref_logps + rewards / beta).flatten().logsumexp(0),
         ),
         Mistake(
             "overflow",
             "The formula is right, but exp(1000) is infinite and exp(−1000) is 0 in floating "
-            "point. Stay in logarithms.",
+            "point. Work with logarithms throughout.",
             lambda ref_logps, rewards, beta: (
                 (ref_logps.exp() * (rewards / beta).exp()).sum(-1).log()
             ),
@@ -221,45 +227,47 @@ _GIBBS = Exercise(
     name="gibbs_policy",
     notebook="05",
     hints=(
-        "Take the logarithm of π* = π_ref exp(r/β) / Z: products become sums.",
-        "You have log_partition. Its result [...] needs a last dimension to be subtracted.",
+        "Take the logarithm of π* = π_ref exp(r/β) / Z. Products become sums.",
+        "Use log_partition. Its result has the shape [...], so add a last dimension before you "
+        "subtract it.",
     ),
     solution=exact.gibbs_policy,
     cases=_tilt_cases,
     mistakes=(
         Mistake(
             "not normalised",
-            "The probabilities do not sum to 1. What divides by Z becomes a subtraction here.",
+            "Your probabilities do not sum to 1. In logarithms, what does dividing by Z become?",
             lambda ref_logps, rewards, beta: ref_logps + rewards / beta,
         ),
         Mistake(
             "probabilities",
-            "These are probabilities; log-probabilities are asked for.",
+            "These are probabilities. Return log-probabilities.",
             lambda ref_logps, rewards, beta: _star(ref_logps, rewards, beta).exp(),
         ),
         Mistake(
             "beta forgotten",
-            "Your result does not depend on β. What stands under the reward in the exponent?",
+            "Your result does not depend on β. What is the reward divided by in the exponent?",
             lambda ref_logps, rewards, beta: _star(ref_logps, rewards, 1.0),
         ),
         Mistake(
             "times beta",
-            "A small β should follow the reward more, not less.",
+            "With a small β the policy should follow the reward more, not less.",
             lambda ref_logps, rewards, beta: _star(ref_logps, rewards, 1 / beta),
         ),
         Mistake(
             "reference forgotten",
-            "With equal rewards this is uniform. The optimum is the reference then.",
+            "If all rewards are equal, your policy is uniform. The optimum is then the reference.",
             lambda ref_logps, rewards, beta: (rewards / beta).log_softmax(-1),
         ),
         Mistake(
             "sign",
-            "Bad responses become likelier here. Look at the sign of the reward.",
+            "You make bad responses more likely. Check the sign of the reward.",
             lambda ref_logps, rewards, beta: _star(ref_logps, -rewards, beta),
         ),
         Mistake(
             "normalised over prompts",
-            "Each prompt has its own Z(x), so that each row sums to 1, not the whole table.",
+            "Your probabilities sum to 1 over the whole table. Each prompt has its own Z(x), so "
+            "each row should sum to 1.",
             lambda ref_logps, rewards, beta: (
                 (ref_logps + rewards / beta).flatten().log_softmax(0).view(rewards.shape)
             ),
@@ -267,7 +275,7 @@ _GIBBS = Exercise(
         Mistake(
             "overflow",
             "The formula is right, but exp(1000) is infinite and a probability of e^−2000 is 0 "
-            "in floating point. Stay in logarithms from beginning to end.",
+            "in floating point. Work with logarithms from start to end.",
             lambda ref_logps, rewards, beta: (
                 (ref_logps.exp() * (rewards / beta).exp())
                 / (ref_logps.exp() * (rewards / beta).exp()).sum(-1, keepdim=True)
@@ -276,7 +284,7 @@ _GIBBS = Exercise(
         Mistake(
             "underflow",
             "The formula is right, but a probability of e^−2000 is 0 in floating point, and its "
-            "logarithm −∞. Stay in logarithms to the end.",
+            "logarithm is −∞. Keep logarithms to the end.",
             lambda ref_logps, rewards, beta: (ref_logps + rewards / beta).softmax(-1).log(),
         ),
     ),
@@ -294,37 +302,38 @@ _OBJECTIVE = Exercise(
     name="objective",
     notebook="05",
     hints=(
-        "Two terms: what the policy earns, and β times what it pays for leaving the reference.",
-        "Both are expectations under the policy π. You have kl_divergence.",
+        "There are two terms: the policy's expected reward, and a penalty of β for each nat of "
+        "KL from the reference.",
+        "Both are expectations under the policy π. Use kl_divergence for the second.",
     ),
     solution=exact.objective,
     cases=_objective_cases,
     mistakes=(
         Mistake(
             "sign of the KL",
-            "Leaving the reference is rewarded here. It should cost something.",
+            "You reward the policy for moving away from the reference. That should cost something.",
             lambda logps, ref_logps, rewards, beta: _objective(logps, ref_logps, rewards, -beta),
         ),
         Mistake(
             "beta forgotten",
-            "Your result does not depend on β. How dear is a nat of KL?",
+            "Your result does not depend on β. What does one nat of KL cost?",
             lambda logps, ref_logps, rewards, beta: _objective(logps, ref_logps, rewards, 1.0),
         ),
         Mistake(
             "KL forgotten",
-            "This is the expected reward alone. What keeps the policy near the reference?",
+            "This is the expected reward alone. What keeps the policy close to the reference?",
             lambda logps, ref_logps, rewards, beta: exact.expected_reward(logps, rewards),
         ),
         Mistake(
             "swapped KL",
-            "The KL is taken the wrong way round: the objective has KL(π ‖ π_ref).",
+            "Your KL is the wrong way round. The objective contains KL(π ‖ π_ref).",
             lambda logps, ref_logps, rewards, beta: _objective(
                 logps, ref_logps, rewards, beta, exact.kl_divergence(ref_logps, logps)
             ),
         ),
         Mistake(
             "reward of the reference",
-            "The reward is averaged over the reference's responses. Whose responses does J judge?",
+            "You average the reward over the reference's responses. Whose responses does J judge?",
             lambda logps, ref_logps, rewards, beta: (
                 exact.expected_reward(ref_logps, rewards)
                 - beta * exact.kl_divergence(logps, ref_logps)
@@ -332,22 +341,23 @@ _OBJECTIVE = Exercise(
         ),
         Mistake(
             "beta on the reward",
-            "β multiplies the reward here. Which of the two terms does it belong to?",
+            "You multiply the reward by β. Which of the two terms does β belong to?",
             lambda logps, ref_logps, rewards, beta: (
                 beta * exact.expected_reward(logps, rewards) - exact.kl_divergence(logps, ref_logps)
             ),
         ),
         Mistake(
             "averaged over prompts",
-            "J is asked for per prompt: sum over the last dimension, and keep the others.",
+            "You average over the prompts. Return J for each prompt: sum over the last "
+            "dimension, and keep the others.",
             lambda logps, ref_logps, rewards, beta: _objective(
                 logps, ref_logps, rewards, beta
             ).mean(),
         ),
         Mistake(
             "zero probability",
-            "A response that the policy never gives should count as 0, but 0 · ∞ is NaN in "
-            "floating point. kl_divergence takes care of that.",
+            "A response that the policy never gives should contribute 0, but 0 · ∞ is NaN in "
+            "floating point. kl_divergence handles this case.",
             lambda logps, ref_logps, rewards, beta: (
                 logps.exp() * (rewards - beta * (logps - ref_logps))
             ).sum(-1),

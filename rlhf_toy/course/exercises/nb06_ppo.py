@@ -1,4 +1,4 @@
-"""The exercises of notebook 06: token rewards, advantages, the clip, the KL (L10 – L14)."""
+"""The exercises of notebook 06: token rewards, advantages, the clipped loss, KL estimators."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rlhf_toy.course.exercises.inputs import float64, random_numbers
 def repair_ppo(
     reward: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float
 ) -> Tensor:
-    """Reward-to-go R_t = r(x, y) − β Σ_{k≥t} (log π − log π_ref)(token k) (L13).
+    """Return the reward-to-go of each token, R_t = r(x, y) − β Σ_{k≥t} log π/π_ref of token k.
 
     Args:
-        reward: [B] rewards of the whole responses.
-        logps: [B, T] log π of each token.
-        ref_logps: [B, T] log π_ref of each token.
-        mask: [B, T] real tokens.
-        beta: KL weight.
+        reward: [B] reward of each whole response, in logits.
+        logps: [B, T] log π of each token, in nats.
+        ref_logps: [B, T] log π_ref of each token, in nats.
+        mask: [B, T] True on real tokens.
+        beta: strength of the KL penalty.
 
     Returns:
-        [B, T], 0 on masked tokens.
+        [B, T] in logits, 0 on masked tokens.
     """
     paid = beta * (logps - ref_logps).masked_fill(~mask, 0.0)
-    still_to_pay = paid.flip(1).cumsum(1).flip(1)  # this token's own included
+    still_to_pay = paid.flip(1).cumsum(1).flip(1)  # includes this token's own
     return (reward[:, None] - still_to_pay).masked_fill(~mask, 0.0)
 
 
@@ -45,7 +45,7 @@ _THREE_TOKENS = (
 
 
 def _kl_reward_cases() -> list[Case]:
-    """reward, logps, ref_logps, mask, beta."""
+    """Cases for reward, logps, ref_logps, mask, beta."""
     plain = [
         _THREE_TOKENS,
         (
@@ -77,7 +77,7 @@ def _kl_reward_cases() -> list[Case]:
 
 
 def _token_rewards(reward, logps, ref_logps, mask, beta, at=None, kl_mask=None):
-    """The right formula, with a place of the reward and a mask of the KL term of its own."""
+    """The right formula; `at` moves the reward, and `kl_mask` replaces the mask of the KL term."""
     rewards = -beta * (logps - ref_logps) * (mask if kl_mask is None else kl_mask)
     if at is None:
         at = mask.sum(1) - 1
@@ -94,30 +94,33 @@ _TOKEN_REWARDS = Exercise(
     name="token_rewards",
     notebook="06",
     hints=(
-        "Two parts: −β times the log-ratio on every real token, and the reward on one of them.",
-        "The last real token of a row is at mask.sum(1) − 1. It carries its KL term as well.",
-        "They should sum over a row to reward − β Σ (logps − ref_logps) over the real tokens.",
+        "The result has two parts: −β times the log-ratio on every real token, and the reward on "
+        "just one of them.",
+        "In each row, the last real token is at index mask.sum(1) - 1. It gets its KL term too.",
+        "To check your result: over the real tokens, each row must sum to reward − β Σ (logps − "
+        "ref_logps).",
     ),
     solution=losses.token_rewards,
     cases=_kl_reward_cases,
     mistakes=(
         Mistake(
             "sign of the KL",
-            "Leaving the reference is paid here. It should cost something.",
+            "Your result rewards the policy for leaving the reference. Leaving it should cost "
+            "something.",
             lambda reward, logps, ref_logps, mask, beta: _token_rewards(
                 reward, logps, ref_logps, mask, -beta
             ),
         ),
         Mistake(
             "beta forgotten",
-            "Your result does not depend on β. How dear is a nat?",
+            "Your result does not depend on β. What does one nat of KL cost?",
             lambda reward, logps, ref_logps, mask, beta: _token_rewards(
                 reward, logps, ref_logps, mask, 1.0
             ),
         ),
         Mistake(
             "reward in the last column",
-            "The reward stands in the last column, but a short response ends before that. Which is "
+            "You put the reward in the last column, but a short response ends before it. Where is "
             "its last real token?",
             lambda reward, logps, ref_logps, mask, beta: _token_rewards(
                 reward, logps, ref_logps, mask, beta, at=-torch.ones(len(mask), dtype=torch.long)
@@ -125,36 +128,38 @@ _TOKEN_REWARDS = Exercise(
         ),
         Mistake(
             "reward on every token",
-            "Each token gets the whole reward, so that a long response is paid several times.",
+            "You give the whole reward to every token, so a long response is paid several times.",
             lambda reward, logps, ref_logps, mask, beta: (
                 (reward[:, None] - beta * (logps - ref_logps)) * mask
             ),
         ),
         Mistake(
             "no KL on the last token",
-            "The last token carries the reward, but not its own KL term. Then the tokens' rewards "
-            "do not sum to r − β log-ratio, and the token problem is no longer the bandit problem.",
+            "Your last token gets the reward but not its own KL term. So the rewards of a row do "
+            "not sum to r − β · log-ratio, and the token problem no longer matches the bandit "
+            "problem.",
             lambda reward, logps, ref_logps, mask, beta: _token_rewards(
                 reward, logps, ref_logps, mask, beta, kl_mask=_without_last(mask)
             ),
         ),
         Mistake(
             "mask forgotten",
-            "Tokens after the end are charged for. What stands there means nothing.",
+            "You charge for tokens after the end of the response. They are padding and should not "
+            "count.",
             lambda reward, logps, ref_logps, mask, beta: _token_rewards(
                 reward, logps, ref_logps, mask, beta, kl_mask=torch.ones_like(mask)
             ),
         ),
         Mistake(
             "reward forgotten",
-            "The KL term is there. Where is the reward?",
+            "Your KL term is right. Where is the reward?",
             lambda reward, logps, ref_logps, mask, beta: _token_rewards(
                 torch.zeros_like(reward), logps, ref_logps, mask, beta
             ),
         ),
         Mistake(
             "beta on the reward",
-            "β multiplies the reward as well. Which of the two terms does it belong to?",
+            "β multiplies the reward too. Which of the two terms does it belong to?",
             lambda reward, logps, ref_logps, mask, beta: _token_rewards(
                 beta * reward, logps, ref_logps, mask, beta
             ),
@@ -164,7 +169,7 @@ _TOKEN_REWARDS = Exercise(
 
 
 def _gae_cases() -> list[Case]:
-    """rewards, values, mask, gamma, lam."""
+    """Cases for rewards, values, mask, gamma, lam."""
     plain = [
         (float64([0.0, 1.0]), float64([0.5, 0.2]), _mask(2, T=2), 1.0, 0.95),
         (float64([0.1, -0.2, 1.0]), float64([0.5, 0.4, -0.3]), _mask(3, T=3), 0.9, 0.5),
@@ -211,7 +216,7 @@ def _gae_cases() -> list[Case]:
 
 
 def _gae(rewards, values, mask, gamma, lam, trace=None, bootstrap=False):
-    """GAE with a trace factor of its own; `bootstrap` believes the values after the end."""
+    """GAE with any trace factor; `bootstrap` uses the critic's values after the end."""
     trace = gamma * lam if trace is None else trace
     inside = torch.ones_like(mask) if bootstrap else mask
     rewards, values = rewards * mask, values * inside
@@ -250,11 +255,11 @@ _GAE = Exercise(
     name="gae",
     notebook="06",
     hints=(
-        "Go backwards over the tokens, with two things in hand: the value and the advantage of "
-        "the token that follows. Both are 0 after the last real token.",
-        "delta = rewards[:, t] + gamma * next_value − values[:, t]; then add what follows, "
-        "weighed by gamma · lam.",
-        "Fill rewards and values with 0 where the mask is False, before the loop.",
+        "Loop backwards over the tokens. Keep two numbers for each row: the value and the "
+        "advantage of the next token. Both are 0 after the last real token.",
+        "delta = rewards[:, t] + gamma * next_value - values[:, t]. The advantage is delta plus "
+        "gamma * lam times the advantage of the next token.",
+        "Before the loop, set rewards and values to 0 where the mask is False.",
     ),
     solution=losses.gae,
     cases=_gae_cases,
@@ -262,18 +267,20 @@ _GAE = Exercise(
     mistakes=(
         Mistake(
             "lambda forgotten",
-            "This is reward-to-go minus value, whatever λ is: the special case λ = 1.",
+            "Your result does not depend on λ. This is reward-to-go minus value, the special case "
+            "λ = 1.",
             _to_go,
         ),
         Mistake(
             "one step only",
-            "This is the one-step error δ, whatever λ is: the special case λ = 0. What follows "
-            "is missing.",
+            "Your result does not depend on λ. This is the one-step error δ, the special case λ = "
+            "0. The errors of the later steps are missing.",
             _one_step,
         ),
         Mistake(
             "gamma forgotten in the trace",
-            "What follows is weighed by λ alone. How far away is it, in discounts?",
+            "You weight the next advantage by λ alone. But it is also one step further in the "
+            "future. What accounts for that?",
             lambda rewards, values, mask, gamma, lam: _gae(
                 rewards, values, mask, gamma, lam, trace=lam
             ),
@@ -285,22 +292,22 @@ _GAE = Exercise(
         ),
         Mistake(
             "forwards",
-            "The errors are added up from the front. An action can only be praised for what came "
-            "after it.",
+            "You add up the errors from the first token on. But an action can only get credit for "
+            "what comes after it.",
             _forwards,
         ),
         Mistake(
             "value after the end",
-            "The value after the last real token is not 0 here: what the critic says about "
-            "padding leaks into the advantages.",
+            "Your value after the last real token is not 0, so the critic's numbers for padding "
+            "leak into the advantages.",
             lambda rewards, values, mask, gamma, lam: _gae(
                 rewards, values, mask, gamma, lam, bootstrap=True
             ),
         ),
         Mistake(
             "value not subtracted",
-            "The advantage says how much better than expected it went. Where is the value of the "
-            "state itself subtracted?",
+            "The advantage says how much better things went than expected. Where do you subtract "
+            "the value of the state itself?",
             lambda rewards, values, mask, gamma, lam: (
                 _gae(rewards, values, mask, gamma, lam)[1],
                 _gae(rewards, values, mask, gamma, lam)[1],
@@ -308,8 +315,8 @@ _GAE = Exercise(
         ),
         Mistake(
             "returns",
-            "The advantages are right, but the returns, the critic's targets, are not: they are "
-            "advantages + values.",
+            "Your advantages are right, but your returns are not. The returns are the critic's "
+            "targets: advantages + values.",
             lambda rewards, values, mask, gamma, lam: _returns_only(
                 _gae(rewards, values, mask, gamma, lam),
                 (rewards * mask).flip(1).cumsum(1).flip(1) * mask,
@@ -317,7 +324,7 @@ _GAE = Exercise(
         ),
         Mistake(
             "returned in the other order",
-            "Advantages first, returns second.",
+            "Return the advantages first and the returns second.",
             lambda rewards, values, mask, gamma, lam: _gae(rewards, values, mask, gamma, lam)[::-1],
         ),
     ),
@@ -325,7 +332,7 @@ _GAE = Exercise(
 
 
 def _clip_cases() -> list[Case]:
-    """logps, old_logps, advantages, mask, cliprange."""
+    """Cases for logps, old_logps, advantages, mask, cliprange."""
     ratios = float64([1.5, 1.5, 0.5, 0.5, 1.0, 1.1])
     signs = float64([1.0, -1.0, 1.0, -1.0, 2.0, -0.5])
     old = float64([-1.0, -2.0, -1.0, -0.5, -1.0, -2.0])
@@ -371,10 +378,11 @@ _PPO_CLIP = Exercise(
     name="ppo_clip_loss",
     notebook="06",
     hints=(
-        "The ratio is exp(logps − old_logps). Build ratio · A and the clipped ratio · A.",
-        "Take the smaller of the two for each token: the pessimist's choice. It is not the same "
-        "as clipping alone when A is negative.",
-        "A mean over the real tokens, and a minus: optimisers minimise.",
+        "The ratio is exp(logps - old_logps). Compute the ratio times A, and the clipped ratio "
+        "times A.",
+        "For each token, take the smaller of the two: the pessimistic choice. It is not always "
+        "the clipped one.",
+        "Take the mean over the real tokens, with a minus sign, because an optimiser minimises.",
     ),
     solution=losses.ppo_clip_loss,
     cases=_clip_cases,
@@ -382,58 +390,62 @@ _PPO_CLIP = Exercise(
     mistakes=(
         Mistake(
             "sign",
-            "This is the objective, to be maximised. An optimiser minimises its loss.",
+            "You return the objective, which should be maximised. But an optimiser minimises its "
+            "loss.",
             lambda logps, old_logps, advantages, mask, cliprange: (
                 -_mean(_clip(logps, old_logps, advantages, mask, cliprange), mask)
             ),
         ),
         Mistake(
             "larger of the two",
-            "The larger of the two terms is taken. Which one keeps the update careful, for a "
-            "positive advantage and for a negative one?",
+            "You take the larger of the two terms. Which of them keeps the update careful for a "
+            "positive advantage, and which for a negative one?",
             lambda logps, old_logps, advantages, mask, cliprange: _mean(
                 _clip(logps, old_logps, advantages, mask, cliprange, torch.maximum), mask
             ),
         ),
         Mistake(
             "clipped only",
-            "The ratio is clipped on both sides whatever the advantage is. Then an action that "
-            "became less likely although it was good gets no gradient that brings it back.",
+            "You always use the clipped ratio, whatever the advantage is. So a good action that "
+            "became much less likely gets no gradient to bring it back.",
             lambda logps, old_logps, advantages, mask, cliprange: _mean(
                 _clip(logps, old_logps, advantages, mask, cliprange, lambda one, other: other), mask
             ),
         ),
         Mistake(
             "not clipped",
-            "There is no clip in this: the ratio may grow without limit.",
+            "You do not clip anything, so the ratio can grow without limit.",
             lambda logps, old_logps, advantages, mask, cliprange: _mean(
                 _clip(logps, old_logps, advantages, mask, cliprange, lambda one, other: one), mask
             ),
         ),
         Mistake(
             "mask forgotten",
-            "Padding counts in the mean: divide by the number of real tokens, and sum only those.",
+            "Padding counts in your mean. Sum over the real tokens only, and divide by their "
+            "number.",
             lambda logps, old_logps, advantages, mask, cliprange: _clip(
                 logps, old_logps, advantages, torch.ones_like(mask), cliprange
             ).mean(),
         ),
         Mistake(
             "divided by all tokens",
-            "The padding is left out of the sum, but not of what it is divided by.",
+            "You leave the padding out of the sum, but you still count it in the number you "
+            "divide by.",
             lambda logps, old_logps, advantages, mask, cliprange: _clip(
                 logps, old_logps, advantages, mask, cliprange
             ).mean(),
         ),
         Mistake(
-            "sum for mean",
-            "This is a sum over the tokens. With the mean, the step does not depend on the batch.",
+            "sum instead of mean",
+            "You return a sum over the tokens. With a mean, the step size does not depend on how "
+            "many tokens are in the batch.",
             lambda logps, old_logps, advantages, mask, cliprange: _clip(
                 logps, old_logps, advantages, mask, cliprange
             ).sum(),
         ),
         Mistake(
-            "difference for ratio",
-            "The difference of log-probabilities is not the ratio yet.",
+            "difference instead of ratio",
+            "A difference of log-probabilities is not yet a ratio of probabilities.",
             lambda logps, old_logps, advantages, mask, cliprange: _mean(
                 -torch.minimum(
                     (logps - old_logps) * advantages,
@@ -445,7 +457,7 @@ _PPO_CLIP = Exercise(
         ),
         Mistake(
             "ratio upside down",
-            "The ratio is turned round: it should say how much likelier the token has become.",
+            "Your ratio is upside down. It should say how much more likely the token has become.",
             lambda logps, old_logps, advantages, mask, cliprange: _mean(
                 _clip(old_logps, logps, advantages, mask, cliprange), mask
             ),
@@ -455,7 +467,7 @@ _PPO_CLIP = Exercise(
 
 
 def _estimator_cases() -> list[Case]:
-    """logps, ref_logps, estimator."""
+    """Cases for logps, ref_logps, estimator."""
     pairs = [
         (float64(-1.0), float64(-1.5)),
         (float64(-1.0, -3.0), float64(-2.0, -0.5)),
@@ -473,7 +485,7 @@ def _estimator_cases() -> list[Case]:
 
 
 def _estimates(k1, k2, k3):
-    """An estimator from three functions of the log-ratio."""
+    """Build an estimator from three functions of the log-ratio."""
     return lambda logps, ref_logps, estimator: {"k1": k1, "k2": k2, "k3": k3}[estimator](
         logps - ref_logps
     )
@@ -495,54 +507,55 @@ _APPROX_KL = Exercise(
     name="approx_kl",
     notebook="06",
     hints=(
-        "All three are functions of log_ratio = logps − ref_logps, for samples drawn from π.",
-        "k3 is exp(−log_ratio) − 1 + log_ratio; torch.expm1 is precise near 0.",
+        "All three are functions of log_ratio = logps - ref_logps. The samples are drawn from π.",
+        "k3 is exp(-log_ratio) - 1 + log_ratio. Near 0, torch.expm1 is more precise than exp "
+        "minus 1.",
     ),
     solution=losses.approx_kl,
     cases=_estimator_cases,
     mistakes=(
         Mistake(
             "sign of k1",
-            "k1 has the other sign: its mean over samples of π would be −KL(π ‖ π_ref).",
+            "Your k1 has the wrong sign: over samples from π, its mean would be −KL(π ‖ π_ref).",
             _estimates(lambda r: -r, _k2, _k3),
         ),
         Mistake(
             "sign in k3's exponent",
-            "k3 has exp(+log_ratio). Its mean over samples of π would not be a KL between these "
-            "two. What is the ratio whose mean is 1 under π?",
+            "Your k3 uses exp(+log_ratio), so its mean over samples from π is not KL(π ‖ π_ref). "
+            "Which ratio has mean 1 under π?",
             _estimates(_k1, _k2, lambda r: torch.expm1(r) - r),
         ),
         Mistake(
             "everything the other way round",
-            "The log-ratio is turned round in all three. The samples come from π, not from π_ref.",
+            "You reversed the log-ratio in all three. The samples come from π, not from π_ref.",
             _estimates(lambda r: -r, _k2, lambda r: torch.expm1(r) - r),
         ),
         Mistake(
             "half forgotten",
-            "k2 is twice what it should be.",
+            "Your k2 is twice as large as it should be.",
             _estimates(_k1, lambda r: r**2, _k3),
         ),
         Mistake(
             "minus one forgotten",
-            "k3 should be 0 where both policies agree.",
+            "Your k3 should be 0 where the two policies agree.",
             _estimates(_k1, _k2, lambda r: torch.exp(-r) + r),
         ),
         Mistake(
             "log-ratio forgotten in k3",
-            "k3's first part has mean 0 under π. Which term brings the KL?",
+            "Your k3 has mean 0 under π. Which term would make its mean the KL?",
             _estimates(_k1, _k2, lambda r: torch.expm1(-r)),
         ),
         Mistake(
             "averaged",
-            "One estimate for each sample is asked for; their mean is taken later.",
+            "You return the mean. Return one estimate for each sample; the mean is taken later.",
             lambda logps, ref_logps, estimator: losses.approx_kl(
                 logps, ref_logps, estimator
             ).mean(),
         ),
         Mistake(
             "absolute value",
-            "k1 is made positive here. It may be negative for a sample, and must be, or its mean "
-            "is too large.",
+            "You make k1 positive. For a single sample it can be negative. If it never were, its "
+            "mean would be too large.",
             _estimates(torch.abs, _k2, _k3),
         ),
     ),
@@ -559,52 +572,55 @@ _REPAIR = Exercise(
     name="repair_ppo",
     notebook="06",
     hints=(
-        "The reward is about the optimum's, but the KL is far above its. Who pays too little?",
-        "Write down what the last token of a response is charged for its own log-ratio.",
-        "In L13 the sum runs over k ≥ t.",
+        "The reward is close to the optimum's, but the KL is far above it. So some of the KL is "
+        "never charged.",
+        "Take the last token of a response. How much is it charged for its own log-ratio?",
+        "In the reward-to-go R_t, the KL terms are summed over all tokens k ≥ t.",
     ),
     solution=repair_ppo,
     cases=_kl_reward_cases,
     mistakes=(
         Mistake(
             "still broken",
-            "This still has the bug: what a token itself costs is not charged to it.",
+            "Your function still has the bug: a token is not charged for its own log-ratio.",
             lambda reward, logps, ref_logps, mask, beta: _reward_to_go(
                 reward, logps, ref_logps, mask, beta, own=False
             ),
         ),
         Mistake(
             "whole KL at every token",
-            "Every token is charged for the whole response. What was paid before a token was "
-            "written is not its doing.",
+            "You charge every token for the whole response. But a token cannot change the KL of "
+            "the tokens before it.",
             lambda reward, logps, ref_logps, mask, beta: (
                 (reward - (beta * (logps - ref_logps) * mask).sum(1))[:, None] * mask
             ),
         ),
         Mistake(
             "sums over the past",
-            "Your sum runs over the tokens up to t. To-go means from t to the end.",
+            "Your sum runs over the tokens up to t. Reward-to-go runs from t to the end.",
             lambda reward, logps, ref_logps, mask, beta: (
                 (reward[:, None] - (beta * (logps - ref_logps) * mask).cumsum(1)) * mask
             ),
         ),
         Mistake(
             "sign",
-            "Leaving the reference is paid here.",
+            "Your result rewards the policy for leaving the reference. Leaving it should cost "
+            "something.",
             lambda reward, logps, ref_logps, mask, beta: _reward_to_go(
                 reward, logps, ref_logps, mask, -beta
             ),
         ),
         Mistake(
             "own term only",
-            "Only a token's own log-ratio is charged. It also commits you to what follows.",
+            "You charge a token only for its own log-ratio. But the token also affects everything "
+            "that follows.",
             lambda reward, logps, ref_logps, mask, beta: (
                 (reward[:, None] - beta * (logps - ref_logps)) * mask
             ),
         ),
         Mistake(
             "mask forgotten",
-            "Padding is charged for, or gets a return. Nothing that stands after the end counts.",
+            "You charge for padding and give it a return. Tokens after the end should not count.",
             lambda reward, logps, ref_logps, mask, beta: (
                 reward[:, None] - (beta * (logps - ref_logps)).flip(1).cumsum(1).flip(1)
             ),

@@ -1,4 +1,4 @@
-"""The exercises of notebook 07: best-of-n, and what it costs (L15)."""
+"""The exercises of notebook 07: best-of-n and the KL it costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from rlhf_toy.training import make_generator
 
 
 def best_of_n_kl(n: int) -> float:
-    """log n − (n − 1)/n, in nats."""
+    """Return log n − (n − 1)/n, an upper bound on KL(best-of-n ‖ π_ref) in nats.
+
+    It is tight where no single response is likely to be drawn twice (Beirami et al. 2024).
+    """
     return math.log(n) - (n - 1) / n
 
 
@@ -50,57 +53,62 @@ _KL = Exercise(
     name="best_of_n_kl",
     notebook="07",
     hints=(
-        "It is a difference of two terms, and 0 for n = 1: the best of one is any response.",
-        "The first term is a natural logarithm, the second a share below 1.",
+        "It is a difference of two terms. For n = 1 it is 0: with one draw there is no choice, so "
+        "best-of-1 is the reference itself.",
+        "The first term is a natural logarithm. The second is a fraction below 1.",
     ),
     solution=best_of_n_kl,
     cases=_kl_cases,
     mistakes=(
         Mistake(
             "log n alone",
-            "log n is what it would cost if the best of n always were one of the top 1/n. Usually "
-            "it is not quite: something is still to be taken off. (`//` would round that to 0.)",
+            "log n would be the KL if the best of n always came from the top 1/n of all "
+            "responses. Often it does not, so the KL is smaller. Which term is missing? (If you "
+            "wrote `//`, it rounded that term to 0.)",
             lambda n: math.log(n),
         ),
         Mistake(
             "added",
-            "Two terms that are added cannot stay below log n. What is the sign of the second?",
+            "You add the two terms, so your result is above log n. It should stay below. Which "
+            "sign does the second term have?",
             lambda n: math.log(n) + (n - 1) / n,
         ),
         Mistake(
             "sign",
-            "A KL divergence is never negative. Which term is taken from which?",
+            "A KL divergence is never negative. Which term should be subtracted from which?",
             lambda n: (n - 1) / n - math.log(n),
         ),
         Mistake(
             "not divided",
-            "n − 1 grows faster than log n, and the result becomes negative. What is n − 1 a "
-            "share of?",
+            "n − 1 grows faster than log n, so your result becomes negative. The second term "
+            "should be a fraction: n − 1 out of what?",
             lambda n: math.log(n) - (n - 1),
         ),
         Mistake(
-            "1/n for (n − 1)/n",
-            "At n = 1 the KL must be 0: nothing is chosen. Check the second term there.",
+            "1/n instead of (n − 1)/n",
+            "For n = 1 the KL must be 0, because there is nothing to choose from. What is your "
+            "second term for n = 1?",
             lambda n: math.log(n) - 1 / n,
         ),
         Mistake(
             "n/(n + 1)",
-            "At n = 1 the KL must be 0. Which share is 0 for n = 1 and near 1 for a large n?",
+            "For n = 1 the KL must be 0. Which fraction is 0 for n = 1 and close to 1 for a large "
+            "n?",
             lambda n: math.log(n) - n / (n + 1),
         ),
         Mistake(
             "one off",
-            "The draws are n, not n − 1: look at the logarithm again.",
+            "There are n draws, not n − 1. Look at the logarithm again.",
             lambda n: math.log(n - 1) - (n - 1) / n,
         ),
         Mistake(
             "bits",
-            "This logarithm is to the base 2. The course counts in nats.",
+            "Your logarithm has base 2. The course measures KL in nats.",
             lambda n: math.log2(n) - (n - 1) / n,
         ),
         Mistake(
             "base 10",
-            "This logarithm is to the base 10. The course counts in nats.",
+            "Your logarithm has base 10. The course measures KL in nats.",
             lambda n: math.log10(n) - (n - 1) / n,
         ),
     ),
@@ -110,64 +118,65 @@ _PICK = Exercise(
     name="pick_best_of_n",
     notebook="07",
     hints=(
-        "First the place of the highest score in each row, then the response that stands there.",
-        "scores.argmax(1) is [B]. Each row of the batch needs its own place: pair the places with "
-        "torch.arange(B).",
+        "First find the index of the highest score in each row. Then take the response at that "
+        "index.",
+        "scores.argmax(1) has shape [B]. Each row of the batch needs its own index, so use the "
+        "indices together with torch.arange(B).",
     ),
     solution=best_of_n.pick_best_of_n,
     cases=_pick_cases,
     mistakes=(
         Mistake(
             "worst",
-            "This takes the lowest score.",
+            "You take the response with the lowest score.",
             lambda responses, scores: _rows(responses, scores.argmin(1)),
         ),
         Mistake(
             "always the first",
-            "The scores are not used: this is the first of each n.",
+            "You do not use the scores: this is always the first of the n responses.",
             lambda responses, scores: responses[:, 0],
         ),
         Mistake(
             "always the last",
-            "The scores are not used: this is the last of each n.",
+            "You do not use the scores: this is always the last of the n responses.",
             lambda responses, scores: responses[:, -1],
         ),
         Mistake(
             "by absolute value",
-            "A score of −3 is worse than one of 1. What does an absolute value do to it?",
+            "A score of −3 is worse than a score of 1. What does the absolute value do to them?",
             lambda responses, scores: _rows(responses, scores.abs().argmax(1)),
         ),
         Mistake(
             "one winner for all",
-            "Every prompt has n responses of its own, and its own best one: the maximum is to be "
-            "taken in each row, not over the whole batch.",
+            "Every row has n responses of its own, and its own best one. Take the maximum in each "
+            "row, not over the whole batch.",
             lambda responses, scores: responses.flatten(0, 1)[scores.argmax()],
         ),
         Mistake(
             "places",
-            "These are the places of the best, not the responses that stand there.",
+            "You return the indices of the best responses, not the responses themselves.",
             lambda responses, scores: scores.argmax(1),
         ),
         Mistake(
             "scores",
-            "These are the highest scores, not the responses that got them.",
+            "You return the highest scores, not the responses that got them.",
             lambda responses, scores: scores.amax(1),
         ),
         Mistake(
             "same places for every row",
-            "responses[:, places] looks up all places in all rows, [B, B, T]. Each row wants its "
-            "own place only.",
+            "responses[:, index] looks up all indices in every row, so its shape is [B, B, T]. "
+            "Each row should use only its own index.",
             lambda responses, scores: responses[:, scores.argmax(1)],
         ),
         Mistake(
             "dimension left",
-            "The result has the shape [B, 1, T]. Of n responses one is left: where is the "
-            "dimension that should be gone?",
+            "Your result has shape [B, 1, T]. You keep one of n responses, so that dimension "
+            "should disappear.",
             lambda responses, scores: _rows(responses, scores.argmax(1))[:, None],
         ),
         Mistake(
             "last of a tie",
-            "Where two scores tie, the first of them counts. Which one does your search leave?",
+            "If two scores tie, the first one counts. Which one does your code pick?",
             lambda responses, scores: _rows(
                 responses, scores.shape[1] - 1 - scores.flip(1).argmax(1)
             ),

@@ -1,4 +1,4 @@
-"""The exercises of notebook 08: the implicit reward, DPO's loss and its gradient (L20 – L25)."""
+"""The exercises of notebook 08: the implicit reward, DPO's loss and its gradient."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ def dpo_gradient_weight(
     ref_rejected_logps: Tensor,
     beta: float,
 ) -> Tensor:
-    """σ(r̂(rejected) − r̂(chosen)), how hard DPO pulls at each pair (L25; Rafailov et al. 2023).
+    """Return σ(r̂(rejected) − r̂(chosen)), the weight of each pair in the gradient of DPO's loss.
 
-    The gradient of the loss is −β · mean of weight · (∇ log π(chosen) − ∇ log π(rejected)).
+    The gradient of the loss is −β · mean of weight · (∇ log π(chosen) − ∇ log π(rejected)), where
+    r̂ is the implicit reward (Rafailov et al. 2023).
 
     Args:
-        policy_chosen_logps: [B] log π_θ(y|x) of the preferred responses, summed over tokens.
-        policy_rejected_logps: [B] of the others.
-        ref_chosen_logps: [B] the same under π_ref.
-        ref_rejected_logps: [B].
-        beta: KL weight.
+        policy_chosen_logps: [B] log π_θ(y|x) of the chosen responses, summed over tokens, in nats.
+        policy_rejected_logps: [B] the same for the rejected responses.
+        ref_chosen_logps: [B] log π_ref(y|x) of the chosen responses.
+        ref_rejected_logps: [B] the same for the rejected responses.
+        beta: strength of the KL penalty.
 
     Returns:
-        [B] weights between 0 and 1; 1/2 at the reference.
+        [B] weights between 0 and 1; 1/2 where the policy equals the reference.
     """
     chosen = beta * (policy_chosen_logps - ref_chosen_logps)
     rejected = beta * (policy_rejected_logps - ref_rejected_logps)
@@ -50,16 +51,19 @@ def repair_dpo(
     rejected_mask: Tensor,
     beta: float,
 ) -> Tensor:
-    """DPO's loss from the log-probabilities of tokens (L4, L23): a response's is their sum.
+    """Return DPO's loss from the log-probabilities of tokens, which are summed over each response.
+
+    By the chain rule, log π(y|x) is the sum over the real tokens of y. The loss is that of
+    Rafailov et al. 2023, equation 7.
 
     Args:
-        chosen_token_logps: [B, T] log π_θ of each token of the preferred responses.
-        rejected_token_logps: [B, T] of the others.
-        ref_chosen_token_logps: [B, T] the same under π_ref.
-        ref_rejected_token_logps: [B, T].
-        chosen_mask: [B, T] real tokens of the preferred responses.
-        rejected_mask: [B, T] of the others.
-        beta: KL weight.
+        chosen_token_logps: [B, T] log π_θ of each token of the chosen responses, in nats.
+        rejected_token_logps: [B, T] the same for the rejected responses.
+        ref_chosen_token_logps: [B, T] log π_ref of each token of the chosen responses.
+        ref_rejected_token_logps: [B, T] the same for the rejected responses.
+        chosen_mask: [B, T] True on the real tokens of the chosen responses.
+        rejected_mask: [B, T] the same for the rejected responses.
+        beta: strength of the KL penalty.
 
     Returns:
         scalar, in nats.
@@ -78,7 +82,7 @@ def repair_dpo(
 
 
 def _some_logps(*shape: int, seed: int) -> Tensor:
-    """Log-probabilities of single responses or tokens, as they come: negative numbers."""
+    """Made-up log-probabilities of single responses or tokens: negative numbers."""
     return -random_numbers(*shape, seed=seed).abs() - 0.1
 
 
@@ -95,7 +99,7 @@ def _implicit_reward_cases() -> list[Case]:
         (_some_logps(2, 3, seed=5), _some_logps(2, 3, seed=6), 0.7),
     ]
     corners = [
-        (float64(-1.0, -2.0), float64(-1.0, -2.0), 0.5),  # the reference itself
+        (float64(-1.0, -2.0), float64(-1.0, -2.0), 0.5),  # policy = reference
         (float64(-1.0, -2.0), float64(-4.0, -1.0), 1e-3),
         (float64(-1000.0, -2000.0), float64(-1001.0, -1990.0), 0.5),
     ]
@@ -111,7 +115,7 @@ def _pair_cases() -> list[Case]:
     ]
     same = float64(-1.0, -2.0)
     corners = [
-        (same, float64(-3.0, -0.5), same, float64(-3.0, -0.5), 0.5),  # the reference itself
+        (same, float64(-3.0, -0.5), same, float64(-3.0, -0.5), 0.5),  # policy = reference
         (same, same, same, same, 0.5),  # a response compared with itself
         (float64(-1.0, -4.0), float64(-3.0, -0.5), float64(-2.0, -2.0), float64(-2.0, -2.0), 1e-3),
         (float64(-1e4, 0.0), float64(0.0, -1e4), float64(-1.0, -1.0), float64(-1.0, -1.0), 1.0),
@@ -121,7 +125,7 @@ def _pair_cases() -> list[Case]:
 
 
 def _token_cases() -> list[Case]:
-    """Two masks a case, with numbers in the padding that must not count."""
+    """Two masks per case; the numbers in the padding must not count."""
     plain = [
         (
             float64([-1.0, -2.0]),
@@ -167,8 +171,9 @@ _IMPLICIT_REWARD = Exercise(
     name="implicit_reward",
     notebook="08",
     hints=(
-        "log π/π_ref is a difference of two log-probabilities, and you are given both.",
-        "β log Z(x) is not asked for: nobody knows it, and it is the same for all responses.",
+        "log(π/π_ref) is a difference of two log-probabilities, and you are given both.",
+        "You do not need β log Z(x). In practice it cannot be computed, and it is the same for "
+        "all responses to a prompt.",
     ),
     solution=losses.implicit_reward,
     cases=_implicit_reward_cases,
@@ -176,24 +181,26 @@ _IMPLICIT_REWARD = Exercise(
     mistakes=(
         Mistake(
             "beta forgotten",
-            "Your result does not depend on β. A log-ratio is in nats; what makes it a reward?",
+            "Your result does not depend on β. A log-ratio is in nats. What turns it into a "
+            "reward?",
             lambda logps, ref_logps, beta: logps - ref_logps,
         ),
         Mistake(
             "swapped",
-            "A response that the policy gives more often than the reference should have a reward "
-            "above 0.",
+            "If the policy gives a response more often than the reference does, its implicit "
+            "reward should be above 0.",
             lambda logps, ref_logps, beta: beta * (ref_logps - logps),
         ),
         Mistake(
             "divided by beta",
-            "In π* = π_ref exp(r/β)/Z the reward is divided by β. What happens to β when you solve "
-            "for r?",
+            "In π* = π_ref exp(r/β)/Z the reward is divided by β. What happens to β when you "
+            "solve for r?",
             lambda logps, ref_logps, beta: (logps - ref_logps) / beta,
         ),
         Mistake(
             "reference forgotten",
-            "This is large for whatever is likely anyway. Likely compared with what?",
+            "Your result says how likely the response is under the policy. But likely compared "
+            "with what?",
             lambda logps, ref_logps, beta: beta * logps,
         ),
         Mistake(
@@ -203,23 +210,22 @@ _IMPLICIT_REWARD = Exercise(
         ),
         Mistake(
             "ratio of probabilities",
-            "This is β times the ratio π/π_ref. Its logarithm is asked for.",
+            "This is β times the ratio π/π_ref. The formula has the logarithm of that ratio.",
             lambda logps, ref_logps, beta: beta * (logps - ref_logps).exp(),
         ),
         Mistake(
             "difference of probabilities",
-            "You subtract probabilities. In the formula logarithms are subtracted.",
+            "You subtract probabilities. The formula subtracts log-probabilities.",
             lambda logps, ref_logps, beta: beta * (logps.exp() - ref_logps.exp()),
         ),
         Mistake(
             "mean",
-            "Every response has a reward of its own: keep the shape.",
+            "Every response has its own reward, so keep the shape of the input.",
             lambda logps, ref_logps, beta: (beta * (logps - ref_logps)).mean(),
         ),
         Mistake(
             "underflow",
-            "The formula is right, but a probability of e^−1000 is 0 in floating point. Stay in "
-            "logarithms.",
+            "The formula is right, but exp(−1000) is 0 in floating point. Stay in logarithms.",
             lambda logps, ref_logps, beta: beta * (logps.exp() / ref_logps.exp()).log(),
         ),
     ),
@@ -229,7 +235,7 @@ _IMPLICIT_REWARD = Exercise(
 def _margin(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
 ) -> Tensor:
-    """The implicit reward of the chosen less that of the rejected."""
+    """The implicit reward of the chosen response minus that of the rejected one."""
     return beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
 
 
@@ -237,8 +243,8 @@ _DPO_LOSS = Exercise(
     name="dpo_loss",
     notebook="08",
     hints=(
-        "It is the Bradley–Terry loss of notebook 02, with implicit rewards for rewards.",
-        "You have implicit_reward, and torch.nn.functional.logsigmoid does not overflow.",
+        "It is the Bradley–Terry loss of notebook 02, with implicit rewards in place of rewards.",
+        "Use your implicit_reward, and torch.nn.functional.logsigmoid, which does not overflow.",
     ),
     solution=losses.dpo_loss,
     cases=_pair_cases,
@@ -246,63 +252,67 @@ _DPO_LOSS = Exercise(
     mistakes=(
         Mistake(
             "sign",
-            "This is the log-likelihood, to be maximised. An optimiser minimises its loss.",
+            "You return the log-likelihood, which should be maximised. But an optimiser minimises "
+            "its loss.",
             lambda *a: F.logsigmoid(_margin(*a)).mean(),
         ),
         Mistake(
             "swapped pair",
-            "The loss falls when the rejected response becomes likelier.",
+            "Your loss falls when the rejected response becomes more likely.",
             lambda *a: -F.logsigmoid(-_margin(*a)).mean(),
         ),
         Mistake(
             "beta forgotten",
-            "Your loss does not depend on β. Without it, how far from the reference may the policy "
-            "go?",
+            "Your loss does not depend on β. Without it, what limits how far the policy moves "
+            "from the reference?",
             lambda *a: -F.logsigmoid(_margin(*a[:4], 1.0)).mean(),
         ),
         Mistake(
             "beta outside",
-            "β scales the whole loss here, which only changes the step size. Where does it stand "
-            "in the formula?",
+            "You multiply the whole loss by β, which only rescales its gradient. Where is β in "
+            "the formula?",
             lambda *a: -a[4] * F.logsigmoid(_margin(*a[:4], 1.0)).mean(),
         ),
         Mistake(
             "divided by beta",
-            "The log-ratios are divided by β. In the implicit reward they are multiplied.",
+            "You divide the log-ratios by β. In the implicit reward they are multiplied by it.",
             lambda *a: -F.logsigmoid(_margin(*a[:4], 1 / a[4])).mean(),
         ),
         Mistake(
             "reference forgotten",
-            "The reference has no say here. At the reference the loss should be log 2, whatever "
-            "the pair.",
+            "Your loss does not use the reference. If the policy equals the reference, the loss "
+            "should be log 2 for every pair.",
             lambda c, r, ref_c, ref_r, beta: -F.logsigmoid(beta * (c - r)).mean(),
         ),
         Mistake(
             "reference swapped",
-            "Each response is held against the reference's other one. Which two belong together?",
+            "You compare each response with the reference's log-probability of the other one. "
+            "Which two belong together?",
             lambda c, r, ref_c, ref_r, beta: (
                 -F.logsigmoid(_margin(c, r, ref_r, ref_c, beta)).mean()
             ),
         ),
         Mistake(
-            "sum for mean",
-            "This is a sum over the pairs. With the mean, the step does not depend on the batch.",
+            "sum instead of mean",
+            "You return a sum over the pairs. With a mean, the step size does not depend on the "
+            "batch size.",
             lambda *a: -F.logsigmoid(_margin(*a)).sum(),
         ),
         Mistake(
-            "one loss a pair",
-            "One number is asked for: the mean over the pairs.",
+            "one loss per pair",
+            "Return a single number: the mean over the pairs.",
             lambda *a: -F.logsigmoid(_margin(*a)),
         ),
         Mistake(
             "log forgotten",
-            "This is minus the mean probability. The likelihood of many answers is a product, and "
-            "its logarithm a sum of logarithms.",
+            "This is minus the mean probability. The likelihood of many comparisons is a product, "
+            "so its logarithm is a sum of logarithms.",
             lambda *a: -torch.sigmoid(_margin(*a)).mean(),
         ),
         Mistake(
             "sigmoid forgotten",
-            "This falls without limit as the margin grows. Where is the probability?",
+            "Your loss falls without limit as the margin grows. Where is the probability that the "
+            "chosen response wins?",
             lambda *a: -_margin(*a).mean(),
         ),
         Mistake(
@@ -314,21 +324,22 @@ _DPO_LOSS = Exercise(
         ),
         Mistake(
             "two separate sigmoids",
-            "Each response is judged alone here, so that β log Z(x) would not cancel.",
+            "You judge each response on its own, so β log Z(x) would not cancel. When does it "
+            "cancel?",
             lambda c, r, ref_c, ref_r, beta: (
                 -(F.logsigmoid(beta * (c - ref_c)) + F.logsigmoid(beta * (ref_r - r))).mean()
             ),
         ),
         Mistake(
             "rejected detached",
-            "The value is right, but no gradient reaches the rejected responses: nothing pushes "
-            "them down.",
+            "The value is right, but no gradient reaches the rejected responses, so nothing "
+            "pushes them down.",
             lambda c, r, *rest: -F.logsigmoid(_margin(c, r.detach(), *rest)).mean(),
         ),
         Mistake(
             "overflow",
-            "The formula is right, but for a large margin the wrong way σ is 0 in floating point "
-            "and its logarithm −∞. There is a function for log σ in one step.",
+            "The formula is right, but for a large negative margin σ is 0 in floating point, and "
+            "its logarithm is −∞. There is a function that computes log σ in one step.",
             lambda *a: -torch.sigmoid(_margin(*a)).log().mean(),
         ),
     ),
@@ -338,68 +349,73 @@ _WEIGHT = Exercise(
     name="dpo_gradient_weight",
     notebook="08",
     hints=(
-        "Differentiate −log σ(m) with respect to m: what is left of the sigmoid?",
-        "Where the policy already agrees with the annotator the weight is near 0.",
+        "Differentiate −log σ(m) with respect to m. What is left of the sigmoid?",
+        "The more clearly the policy already agrees with the annotator, the closer the weight is "
+        "to 0.",
     ),
     solution=dpo_gradient_weight,
     cases=_pair_cases,
     mistakes=(
         Mistake(
             "wrong way round",
-            "Your weight is large where the policy already agrees. Where is there more to learn?",
+            "Your weight is large where the policy already agrees with the annotator. Where is "
+            "there more to learn?",
             lambda *a: torch.sigmoid(_margin(*a)),
         ),
         Mistake(
             "beta forgotten inside",
-            "Your weight does not depend on β, but implicit rewards do.",
+            "Your weight does not depend on β, but the implicit rewards do.",
             lambda *a: torch.sigmoid(-_margin(*a[:4], 1.0)),
         ),
         Mistake(
             "times beta",
-            "The factor β stands in front of the mean already. Here the weight alone is asked "
-            "for, 1/2 at the reference.",
+            "The factor β is already in front of the weight in the formula. Return the weight "
+            "alone: at the reference it is 1/2.",
             lambda *a: a[4] * torch.sigmoid(-_margin(*a)),
         ),
         Mistake(
             "reference forgotten",
-            "The reference has no say here. At the reference every pair should have the weight "
-            "1/2.",
+            "Your weight does not use the reference. If the policy equals the reference, every "
+            "pair should have weight 1/2.",
             lambda c, r, ref_c, ref_r, beta: torch.sigmoid(beta * (r - c)),
         ),
         Mistake(
             "negative",
-            "A weight is not negative. The minus of the gradient stands in front of the mean.",
+            "A weight is not negative. The minus sign is already in front of the weight in the "
+            "formula.",
             lambda *a: -torch.sigmoid(-_margin(*a)),
         ),
         Mistake(
             "slope of the sigmoid",
-            "This is the derivative of σ. The loss has a logarithm around it.",
+            "This is the derivative of σ. But the loss contains log σ.",
             lambda *a: torch.sigmoid(_margin(*a)) * torch.sigmoid(-_margin(*a)),
         ),
         Mistake(
             "the loss",
-            "This is each pair's loss. What is its derivative with respect to the margin?",
+            "This is the loss of each pair. What is its derivative with respect to the margin?",
             lambda *a: -F.logsigmoid(_margin(*a)),
         ),
         Mistake(
             "sigmoid forgotten",
-            "This is a difference of implicit rewards, any number. A weight is between 0 and 1.",
+            "This is a difference of implicit rewards, which can be any number. A weight is "
+            "between 0 and 1.",
             lambda *a: -_margin(*a),
         ),
         Mistake(
             "mean",
-            "Every pair has a weight of its own: [B].",
+            "Every pair has its own weight, so return the shape [B].",
             lambda *a: torch.sigmoid(-_margin(*a)).mean(),
         ),
         Mistake(
             "softmax over the batch",
-            "The pairs of the batch compete with each other here. Each has a sigmoid of its own.",
+            "You take a softmax over the batch, so the pairs compete with each other. Each pair "
+            "has its own sigmoid.",
             lambda *a: torch.softmax(-_margin(*a), 0),
         ),
         Mistake(
             "overflow",
-            "The formula is right, but e^10000 is infinite in floating point, and ∞/∞ is NaN. "
-            "Write it with a difference.",
+            "The formula is right, but exp(10000) is infinite in floating point, and ∞/∞ is NaN. "
+            "Can you write it with a difference instead?",
             lambda c, r, ref_c, ref_r, beta: (
                 (beta * (r - ref_r)).exp()
                 / ((beta * (r - ref_r)).exp() + (beta * (c - ref_c)).exp())
@@ -428,7 +444,7 @@ def _from_tokens(
     response: Callable[[Tensor, Tensor], Tensor] = _summed,
     ref_response: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """DPO's loss with any way to make one number of a response's tokens."""
+    """DPO's loss, with any function that reduces a response's tokens to one number."""
     ref_response = ref_response or response
     return losses.dpo_loss(
         response(chosen, chosen_mask),
@@ -443,9 +459,11 @@ _REPAIR = Exercise(
     name="repair_dpo",
     notebook="08",
     hints=(
-        "At the optimum the slope is 1/β for every length. In the broken run it is far above: the "
-        "log-ratios had to grow further before the loss was content. What shrinks them in it?",
-        "What does the chain rule make of the tokens' log-probabilities: notebook 03?",
+        "At the optimum the slope is 1/β for every length. In the broken run it is far above "
+        "that: the log-ratios had to grow further before the loss stopped falling. What in the "
+        "loss makes them smaller?",
+        "Remember the chain rule of notebook 03. How do you get a response's log-probability from "
+        "those of its tokens?",
         "Write down the implicit reward of a response of three tokens under the broken loss.",
     ),
     solution=repair_dpo,
@@ -454,40 +472,41 @@ _REPAIR = Exercise(
     mistakes=(
         Mistake(
             "still broken",
-            "This still has the bug: log π(y|x) is not the mean over the response's tokens.",
+            "Your function still has the bug: log π(y|x) is not the mean over the response's "
+            "tokens.",
             lambda *a: _from_tokens(*a, response=_averaged),
         ),
         Mistake(
             "mean over padding",
-            "A mean again, now over the padded length. What does the chain rule say?",
+            "You still take a mean, now over the padded length. What does the chain rule say?",
             lambda *a: _from_tokens(*a, response=lambda t, m: (t * m).mean(1)),
         ),
         Mistake(
             "only the policy repaired",
-            "Policy and reference are treated differently, so that the loss at the reference is "
+            "You treat the policy and the reference differently, so the loss at the reference is "
             "not log 2.",
             lambda *a: _from_tokens(*a, ref_response=_averaged),
         ),
         Mistake(
             "mask forgotten",
-            "What stands in the padding is counted. Nothing after the end belongs to a response.",
+            "You count padding. Tokens after the end do not belong to the response.",
             lambda *a: _from_tokens(*a, response=lambda t, m: t.sum(1)),
         ),
         Mistake(
             "one mask for both",
-            "The rejected response is cut where the chosen one ends. Each has its own mask.",
+            "You cut the rejected response where the chosen one ends. Each has its own mask.",
             lambda *a: _from_tokens(*a[:5], a[4], a[6]),
         ),
         Mistake(
             "last token only",
-            "Only the last real token counts here. Every word was a choice.",
+            "You count only the last real token. But the policy chose every token of the response.",
             lambda *a: _from_tokens(
                 *a, response=lambda t, m: t.gather(1, m.sum(1, keepdim=True) - 1)[:, 0]
             ),
         ),
         Mistake(
             "summed over the batch",
-            "All pairs are thrown together before the sigmoid. Each pair is a contest of its own.",
+            "You add up all pairs before the sigmoid. Each pair is a comparison of its own.",
             lambda *a: _from_tokens(*a, response=lambda t, m: (t * m).sum()[None]),
         ),
         Mistake(
@@ -497,20 +516,20 @@ _REPAIR = Exercise(
         ),
         Mistake(
             "reference forgotten",
-            "The reference has no say here.",
+            "Your loss does not use the reference.",
             lambda c, r, ref_c, ref_r, *rest: _from_tokens(c, r, 0 * c, 0 * r, *rest),
         ),
         Mistake(
             "swapped pair",
-            "The loss falls when the rejected response becomes likelier.",
+            "Your loss falls when the rejected response becomes more likely.",
             lambda c, r, ref_c, ref_r, c_mask, r_mask, beta: _from_tokens(
                 r, c, ref_r, ref_c, r_mask, c_mask, beta
             ),
         ),
         Mistake(
-            "sum for mean",
-            "This is a sum over the pairs. The sum belongs to a response's tokens; over the pairs "
-            "a mean is taken.",
+            "sum instead of mean",
+            "You sum over the pairs. Sum over the tokens of a response, but take the mean over "
+            "the pairs.",
             lambda *a: _from_tokens(*a) * len(a[0]),
         ),
     ),

@@ -1,4 +1,4 @@
-"""The exercises of notebook 09: who wins against whom, and how sure that is (L28)."""
+"""The exercises of notebook 09: a bootstrap interval over seeds, and the win rate."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rlhf_toy.training import make_generator
 def bootstrap_interval(
     values: Tensor, resamples: Tensor, confidence: float
 ) -> tuple[Tensor, Tensor]:
-    """The percentile bootstrap interval of a mean (Efron 1979).
+    """Return the percentile bootstrap interval of a mean (Efron 1979).
 
     Args:
-        values: [N] what was measured, once for each seed.
+        values: [N] one measurement for each seed.
         resamples: [R, N] indices into `values`, drawn with replacement; each row is a data set that
-            could have been measured as well.
-        confidence: for instance 0.95.
+            could have been measured instead.
+        confidence: for example 0.95.
 
     Returns:
-        low and high: the (1 − confidence)/2 and (1 + confidence)/2 quantiles, linearly
-        interpolated, of the R means.
+        low and high, two scalars in the unit of `values`: the (1 − confidence)/2 and
+        (1 + confidence)/2 quantiles of the R means, linearly interpolated.
     """
     means = values[resamples].mean(1)
     low = torch.quantile(means, (1 - confidence) / 2)
@@ -32,22 +32,22 @@ def bootstrap_interval(
 
 
 def win_rate(first_logps: Tensor, second_logps: Tensor, rewards: Tensor) -> Tensor:
-    """P(r(y) > r(y′)) + P(r(y) = r(y′))/2 for independent y ~ first policy, y′ ~ second.
+    """Return P(r(y) > r(y′)) + P(r(y) = r(y′))/2 for independent y ~ first policy, y′ ~ second.
 
-    Sorting the responses by reward makes it quick: a response beats the probability that stands
-    below it, and half of what stands level with it.
+    Sorting the responses by reward avoids the [Y, Y] table of all pairs. A response wins with the
+    total probability of the responses below it, plus half of the probability of those equal to it.
 
     Args:
-        first_logps: [..., Y] log-probabilities of all responses.
-        second_logps: [..., Y].
-        rewards: [..., Y].
+        first_logps: [..., Y] the first policy's log-probabilities of all responses, in nats.
+        second_logps: [..., Y] the second policy's.
+        rewards: [..., Y] true rewards, in logits.
 
     Returns:
-        [...], between 0 and 1.
+        [...] probabilities, one for each prompt.
     """
     ranked, order = rewards.sort(-1)
     upto = second_logps.exp().gather(-1, order).cumsum(-1)
-    upto = torch.cat([torch.zeros_like(upto[..., :1]), upto], dim=-1)  # of the 0, 1 … Y lowest
+    upto = torch.cat([torch.zeros_like(upto[..., :1]), upto], dim=-1)  # of the 0, 1, …, Y lowest
     rewards = rewards.contiguous()
     below = upto.gather(-1, torch.searchsorted(ranked, rewards))
     not_above = upto.gather(-1, torch.searchsorted(ranked, rewards, right=True))
@@ -67,7 +67,7 @@ def _interval_cases() -> list[Case]:
         (random_numbers(10, seed=4).float(), _draws(200, 10, seed=5), 0.95),
     ]
     corners = [
-        (float64(3.0), torch.zeros(4, 1, dtype=torch.long), 0.95),  # one seed tells no spread
+        (float64(3.0), torch.zeros(4, 1, dtype=torch.long), 0.95),  # one seed: no spread
         (float64(2.0, 2.0), torch.tensor([[0, 1], [1, 1], [0, 0]]), 0.9),
         (float64(1.0, 5.0), torch.tensor([[0, 1]]), 0.95),  # one resample
         (float64(1e6, -1e6, 2e6), _draws(30, 3, seed=6), 0.99),
@@ -110,9 +110,9 @@ _BOOTSTRAP = Exercise(
     name="bootstrap_interval",
     notebook="09",
     hints=(
-        "values[resamples] is [R, N]: R data sets that chance could have given instead.",
-        "One mean for each of them; the interval says where the means lie.",
-        "A 95 % interval leaves 2.5 % of the means out at each end: torch.quantile.",
+        "values[resamples] has shape [R, N]: R data sets that you could have measured instead.",
+        "Take one mean for each data set. The interval says where these means lie.",
+        "A 95 % interval leaves out 2.5 % of the means at each end. Use torch.quantile.",
     ),
     solution=bootstrap_interval,
     cases=_interval_cases,
@@ -120,24 +120,23 @@ _BOOTSTRAP = Exercise(
     mistakes=(
         Mistake(
             "quantiles of the values",
-            "These are quantiles of the values: where a single seed may fall. How far could "
-            "their mean have come out otherwise?",
+            "These are quantiles of the values: they say how much single seeds scatter. How much "
+            "would their mean scatter?",
             lambda values, resamples, confidence: _quantiles(values, confidence),
         ),
         Mistake(
             "pooled",
-            "All resampled values stand in one heap here. Each row is a data set of its own, and "
-            "has one mean.",
+            "You pool all resampled values. Each row is a data set of its own, with its own mean.",
             lambda values, resamples, confidence: _quantiles(values[resamples], confidence),
         ),
         Mistake(
             "wrong dimension",
-            "The means run over the resamples. Which dimension of [R, N] is one data set?",
+            "You average over the resamples. Which dimension of [R, N] is one data set?",
             lambda values, resamples, confidence: _quantiles(values[resamples].mean(0), confidence),
         ),
         Mistake(
             "one-sided",
-            "This interval leaves 1 − confidence out at each end, so twice too much in all.",
+            "You leave out 1 − confidence at each end, so in total twice as much as you should.",
             lambda values, resamples, confidence: (
                 torch.quantile(values[resamples].mean(1), 1 - confidence),
                 torch.quantile(values[resamples].mean(1), confidence),
@@ -145,16 +144,16 @@ _BOOTSTRAP = Exercise(
         ),
         Mistake(
             "one standard deviation",
-            "Mean ± standard deviation is the same interval whatever the confidence. The "
-            "percentile bootstrap needs quantiles.",
+            "The mean ± one standard deviation is the same interval for every confidence. The "
+            "percentile bootstrap uses quantiles.",
             lambda values, resamples, confidence: _around(
                 values[resamples].mean(1).mean(), values[resamples].mean(1).std()
             ),
         ),
         Mistake(
             "normal approximation",
-            "Your interval assumes that the means are normal. The percentile bootstrap assumes "
-            "nothing: it looks at the means themselves.",
+            "Your interval assumes that the means are normally distributed. The percentile "
+            "bootstrap does not assume this: it looks at the means themselves.",
             _normal_interval,
         ),
         Mistake(
@@ -164,20 +163,20 @@ _BOOTSTRAP = Exercise(
         ),
         Mistake(
             "medians",
-            "Each resample is summed up by its median here. The interval is asked of the mean.",
+            "You take the median of each resample. The interval should be for the mean.",
             lambda values, resamples, confidence: _quantiles(
                 values[resamples].median(1).values, confidence
             ),
         ),
         Mistake(
             "sums",
-            "Each resample is summed, but not divided by its size.",
+            "You sum each resample, but you do not divide by its size.",
             lambda values, resamples, confidence: _quantiles(values[resamples].sum(1), confidence),
         ),
         Mistake(
             "smallest and largest",
-            "The smallest and largest mean get further apart, the more resamples there are. "
-            "Where does the confidence come in?",
+            "The more resamples you draw, the further apart the smallest and the largest mean "
+            "are. Where does the confidence come in?",
             lambda values, resamples, confidence: (
                 values[resamples].mean(1).min(),
                 values[resamples].mean(1).max(),
@@ -185,15 +184,15 @@ _BOOTSTRAP = Exercise(
         ),
         Mistake(
             "swapped",
-            "The lower end comes first.",
+            "Return the lower end first.",
             lambda values, resamples, confidence: bootstrap_interval(values, resamples, confidence)[
                 ::-1
             ],
         ),
         Mistake(
             "reflected",
-            "This is the basic bootstrap, which turns the quantiles round the mean. Asked for is "
-            "the percentile bootstrap: the quantiles as they are.",
+            "This is the basic bootstrap, which reflects the quantiles around the mean. The "
+            "percentile bootstrap uses the quantiles as they are.",
             _reflected,
         ),
     ),
@@ -239,7 +238,7 @@ def _differences(rewards: Tensor) -> Tensor:
 
 
 def _hard(rewards: Tensor, tie: float = 0.5) -> Tensor:
-    """1 where the first response is better, `tie` where none is."""
+    """1 where the first response is better, `tie` where both are equal, 0 elsewhere."""
     difference = _differences(rewards)
     return (difference > 0).to(rewards) + tie * (difference == 0).to(rewards)
 
@@ -268,34 +267,36 @@ _WIN_RATE = Exercise(
     name="win_rate",
     notebook="09",
     hints=(
-        "Two responses are drawn, one from each policy: the sum runs over all pairs (y, y′).",
-        "Independent draws: the pair (y, y′) has the probability π₁(y) π₂(y′).",
-        "A win counts 1, a tie ½, a defeat 0. rewards[..., :, None] against rewards[..., None, :].",
+        "Draw one response from each policy. So the sum runs over all pairs (y, y′).",
+        "The draws are independent, so the pair (y, y′) has probability π₁(y) π₂(y′).",
+        "A win counts 1, a tie 1/2, a loss 0. Compare rewards[..., :, None] with rewards[..., "
+        "None, :].",
     ),
     solution=win_rate,
     cases=_win_cases,
     mistakes=(
         Mistake(
-            "ties count as defeats",
-            "Two responses of the same reward count as a defeat. Then two equal policies do not "
-            "get one half each.",
+            "ties count as losses",
+            "You count two responses with the same reward as a loss. Then two equal policies do "
+            "not get one half each.",
             lambda first, second, r: _pairwise(first.exp(), second.exp(), _hard(r, 0.0)),
         ),
         Mistake(
             "ties count as wins",
-            "Two responses of the same reward count as a win. Then two equal policies do not get "
-            "one half each.",
+            "You count two responses with the same reward as a win. Then two equal policies do "
+            "not get one half each.",
             lambda first, second, r: _pairwise(first.exp(), second.exp(), _hard(r, 1.0)),
         ),
         Mistake(
             "ties left out",
-            "You divide by the pairs that are decided. Here a tie is worth half a win instead.",
+            "You divide by the probability that there is a winner, which leaves out the ties. "
+            "Here a tie counts as half a win.",
             _share_of_decided,
         ),
         Mistake(
             "same response left out",
-            "Both policies may give the same response: independent draws can agree, and that is "
-            "a tie like any other.",
+            "You leave out the pairs where both policies give the same response. Independent "
+            "draws can agree, and that is a tie like any other.",
             _different_only,
         ),
         Mistake(
@@ -305,51 +306,51 @@ _WIN_RATE = Exercise(
         ),
         Mistake(
             "Bradley–Terry",
-            "You ask how often an annotator who errs would prefer the first. Here the better "
-            "response always wins.",
+            "You compute how often a noisy annotator would prefer the first response. Here the "
+            "response with the higher reward always wins.",
             lambda first, second, r: _pairwise(
                 first.exp(), second.exp(), torch.sigmoid(_differences(r))
             ),
         ),
         Mistake(
             "difference of expected rewards",
-            "This is by how much the first is better on average, in logits. A policy can win "
-            "rarely and still be ahead on average. How often does it win?",
+            "This is how much better the first policy is on average, in logits. A policy can win "
+            "rarely and still be better on average. How often does it win?",
             lambda first, second, r: _mean_reward(first, r) - _mean_reward(second, r),
         ),
         Mistake(
             "sigmoid of expected rewards",
-            "The means are compared, and then turned into a probability. Compare single "
-            "responses, and average over them last.",
+            "You compare the mean rewards, and then turn the result into a probability. Compare "
+            "single responses first, and average at the end.",
             lambda first, second, r: torch.sigmoid(
                 _mean_reward(first, r) - _mean_reward(second, r)
             ),
         ),
         Mistake(
             "against the average response",
-            "The second policy is replaced by its mean reward. It draws a response too, which "
-            "is sometimes better and sometimes worse.",
+            "You replace the second policy by its mean reward. But it draws a response too, "
+            "sometimes a better one and sometimes a worse one.",
             _against_the_mean,
         ),
         Mistake(
             "not weighted",
-            "Every pair of responses counts the same here, so every policy wins half of the "
-            "time. How likely is a pair?",
+            "You count every pair of responses equally, so every policy wins half of the time. "
+            "How likely is each pair?",
             lambda first, second, r: _hard(r).mean((-2, -1)),
         ),
         Mistake(
             "log-probabilities as weights",
-            "The weights are log-probabilities here. What turns them into probabilities?",
+            "Your weights are log-probabilities. What turns them into probabilities?",
             lambda first, second, r: _pairwise(first, second, _hard(r)),
         ),
         Mistake(
             "summed over prompts",
-            "Every prompt has a win rate of its own: sum over the responses only.",
+            "Every prompt has its own win rate. Sum over the responses only.",
             lambda first, second, r: win_rate(first, second, r).sum(),
         ),
         Mistake(
             "averaged over prompts",
-            "Every prompt has a win rate of its own. You return the mean over all of them.",
+            "Every prompt has its own win rate, but you return the mean over all of them.",
             lambda first, second, r: win_rate(first, second, r).mean(),
         ),
     ),

@@ -1,4 +1,4 @@
-"""The exercises of notebook 10: a soft backup, and what a token's log-ratio says (L29, L30)."""
+"""The exercises of notebook 10: soft value iteration, and what a token's log-ratio means."""
 
 from __future__ import annotations
 
@@ -18,36 +18,40 @@ def soft_backup(
     next_values: Tensor,
     beta: float,
 ) -> Tensor:
-    """One step of soft value iteration (L30): V(s) = β log Σ_a π_ref(a|s) exp(Q(s, a)/β).
+    """Do one step of soft value iteration: return V(s) = β log Σ_a π_ref(a|s) exp(Q(s, a)/β).
 
-    Q(s, a) = r(s, a) + Σ_k p(k|s, a) V(s′_k): chance is averaged over, only actions are weighed up.
+    Here Q(s, a) = r(s, a) + Σ_k p(k|s, a) V(s′_k). The outcomes k of chance are averaged; only the
+    actions are inside the exponential, because the agent chooses nothing else.
 
     Args:
-        successors: [S, A, K] next states.
-        probabilities: [S, A, K] of each.
-        rewards: [S, A] expected rewards.
-        ref_logps: [S, A] log π_ref(a|s).
-        next_values: [S] values one step later.
-        beta: KL weight.
+        successors: [S, A, K] next state of each outcome.
+        probabilities: [S, A, K] probability of each outcome.
+        rewards: [S, A] expected rewards, in logits.
+        ref_logps: [S, A] log π_ref(a|s), in nats.
+        next_values: [S] values one step later, in logits.
+        beta: strength of the KL penalty.
 
     Returns:
-        [S] values.
+        [S] values, in logits.
     """
     Q = rewards + (probabilities * next_values[successors]).sum(-1)
     return beta * exact.log_partition(ref_logps, Q, beta)
 
 
 def token_advantage(policy_logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """β (log π − log π_ref) of each token: at the optimum its soft advantage Q* − V* (L30).
+    """Return β (log π − log π_ref) of each token, which at the optimum is its advantage Q* − V*.
+
+    Q* and V* are the soft values of the KL-regularised token MDP (Rafailov et al. 2024, whose Q*
+    contains β log π_ref as well).
 
     Args:
-        policy_logps: [B, T] log π of the tokens that were written.
-        ref_logps: [B, T] log π_ref of the same tokens.
-        mask: [B, T] real tokens.
-        beta: KL weight.
+        policy_logps: [B, T] log π of the tokens that were written, in nats.
+        ref_logps: [B, T] log π_ref of the same tokens, in nats.
+        mask: [B, T] True on real tokens.
+        beta: strength of the KL penalty.
 
     Returns:
-        [B, T] in logits, 0 on masked tokens, whatever stands there.
+        [B, T] in logits; 0 on masked tokens, even if the inputs are inf or NaN there.
     """
     return (beta * (policy_logps - ref_logps)).masked_fill(~mask, 0.0)
 
@@ -75,7 +79,7 @@ def _tables(S: int, A: int, K: int, seed: int) -> tuple[Tensor, ...]:
     )
 
 
-# Two states; in the first, the second action is a gamble between 2 and −3.
+# Two states. In the first, the second action is a gamble between the next values 2 and −3.
 _GAMBLE = (
     torch.tensor([[[0, 0], [0, 1]], [[1, 1], [1, 0]]]),
     _float64([[1.0, 0.0], [0.75, 0.25]], [[1.0, 0.0], [0.5, 0.5]]),
@@ -122,17 +126,19 @@ _SOFT_BACKUP = Exercise(
     name="soft_backup",
     notebook="10",
     hints=(
-        "First Q(s, a), [S, A]: next_values[successors] looks up the value of every outcome.",
-        "Chance is averaged over, with its probabilities, before anything is exponentiated.",
-        "What is left is β log Z of a bandit whose rewards are Q. You wrote log Z in notebook 05.",
+        "First compute Q(s, a), of shape [S, A]. next_values[successors] gives the value of every "
+        "outcome.",
+        "Average over the outcomes, weighted by their probabilities, before you exponentiate "
+        "anything.",
+        "The rest is β log Z of a bandit whose rewards are Q. You wrote log Z in notebook 05.",
     ),
     solution=soft_backup,
     cases=_backup_cases,
     mistakes=(
         Mistake(
             "exp before expectation",
-            "The outcomes stand inside the exponential here, beside the actions. That is the "
-            "value of an agent who may choose its luck. Average over chance first.",
+            "You put the outcomes inside the exponential, next to the actions. That is the value "
+            "of an agent who can choose its luck. Average over chance first.",
             lambda succ, p, r, ref, V, beta: (
                 beta
                 * torch.logsumexp(
@@ -142,47 +148,49 @@ _SOFT_BACKUP = Exercise(
         ),
         Mistake(
             "hard maximum",
-            "This is ordinary value iteration: the best action counts alone, and leaving the "
+            "This is ordinary value iteration: only the best action counts, and leaving the "
             "reference costs nothing.",
             lambda succ, p, r, ref, V, beta: _q(succ, p, r, V).max(-1).values,
         ),
         Mistake(
             "mean of the reference",
-            "This is what the reference earns. The optimum moves towards the better actions.",
+            "This is the value of following the reference. The optimal policy moves towards the "
+            "better actions.",
             lambda succ, p, r, ref, V, beta: (ref.exp() * _q(succ, p, r, V)).sum(-1),
         ),
         Mistake(
             "reference forgotten",
-            "All actions count the same. Where does π_ref stand in the sum?",
+            "You count all actions equally. Where is π_ref in the sum?",
             lambda succ, p, r, ref, V, beta: (
                 beta * torch.logsumexp(_q(succ, p, r, V) / beta, dim=-1)
             ),
         ),
         Mistake(
             "beta forgotten",
-            "Your result does not depend on β. It stands in the formula twice.",
+            "Your result does not depend on β. It is in the formula twice.",
             lambda succ, p, r, ref, V, beta: soft_backup(succ, p, r, ref, V, 1.0),
         ),
         Mistake(
             "beta only inside",
-            "β divides Q, but the logarithm is not turned back into logits. This is V/β.",
+            "You divide Q by β, but you do not turn the logarithm back into logits. Your result "
+            "is V/β.",
             lambda succ, p, r, ref, V, beta: soft_backup(succ, p, r, ref, V, beta) / beta,
         ),
         Mistake(
             "beta only outside",
-            "β stands before the logarithm, but what does it do to Q in the exponent?",
+            "You multiply the logarithm by β. But what does β do to Q in the exponent?",
             lambda succ, p, r, ref, V, beta: beta * soft_backup(succ, p, r, ref, V, 1.0),
         ),
         Mistake(
             "outcomes not weighted",
-            "Every outcome counts the same here. How likely is each?",
+            "You count every outcome equally. How likely is each of them?",
             lambda succ, p, r, ref, V, beta: (
                 beta * exact.log_partition(ref, r + V[succ].mean(-1), beta)
             ),
         ),
         Mistake(
             "first outcome only",
-            "Only the first outcome of an action is looked at. What about the others?",
+            "You use only the first outcome of each action. What about the others?",
             lambda succ, p, r, ref, V, beta: (
                 beta * exact.log_partition(ref, r + V[succ[..., 0]], beta)
             ),
@@ -199,26 +207,25 @@ _SOFT_BACKUP = Exercise(
         ),
         Mistake(
             "value of the state itself",
-            "The value that is added is that of the state before the step. Where does the action "
-            "lead?",
+            "You add the value of the state before the step. Where does the action lead?",
             lambda succ, p, r, ref, V, beta: beta * exact.log_partition(ref, r + V[:, None], beta),
         ),
         Mistake(
             "sign",
-            "Bad actions raise the value here. Look at the sign of Q.",
+            "In your result, bad actions raise the value. Look at the sign of Q.",
             lambda succ, p, r, ref, V, beta: soft_backup(succ, p, -r, ref, -V, beta),
         ),
         Mistake(
             "probabilities in the exponent",
-            "Inside the exponential the reference stands as a log-probability.",
+            "Inside the exponential, the reference should be a log-probability.",
             lambda succ, p, r, ref, V, beta: (
                 beta * torch.logsumexp(ref.exp() + _q(succ, p, r, V) / beta, dim=-1)
             ),
         ),
         Mistake(
             "overflow",
-            "The formula is right, but exp(2000) is infinite and exp(−2000) is 0 in floating "
-            "point. Stay in logarithms.",
+            "The formula is right, but in floating point exp(2000) is infinite and exp(−2000) is "
+            "0. Stay in logarithms.",
             lambda succ, p, r, ref, V, beta: (
                 beta * (ref.exp() * (_q(succ, p, r, V) / beta).exp()).sum(-1).log()
             ),
@@ -232,7 +239,7 @@ def _mask(*lengths: int, T: int) -> Tensor:
 
 
 def _logps(*shape: int, seed: int) -> Tensor:
-    """Log-probabilities of one word among many; there is something behind the mask as well."""
+    """Made-up log-probabilities of single tokens; the masked places are filled too."""
     return -_random(*shape, seed=seed).abs() - 0.1
 
 
@@ -246,10 +253,10 @@ def _advantage_cases() -> list[Case]:
     ]
     nothing = _float64([-1.0, -torch.inf, -torch.inf])
     corners = [
-        (nothing, _float64([-2.0, -torch.inf, -torch.inf]), _mask(1, T=3), 0.5),  # padded by −inf
+        (nothing, _float64([-2.0, -torch.inf, -torch.inf]), _mask(1, T=3), 0.5),  # padded with −inf
         (_float64([-1.0, 0.0]), _float64([-1.5, -torch.inf]), _mask(1, T=2), 0.5),
         (_float64([-900.0, -0.1]), _float64([-0.1, -900.0]), _mask(2, T=2), 0.5),
-        (_float64([-1.0, -2.0]), _float64([-1.0, -2.0]), _mask(2, T=2), 0.5),  # the reference
+        (_float64([-1.0, -2.0]), _float64([-1.0, -2.0]), _mask(2, T=2), 0.5),  # policy = reference
         (_logps(2, 2, seed=7), _logps(2, 2, seed=8), _mask(0, 2, T=2), 0.5),  # an empty row
     ]
     return make_cases(("policy_logps", "ref_logps", "mask", "beta"), plain, corners)
@@ -259,16 +266,17 @@ _TOKEN_ADVANTAGE = Exercise(
     name="token_advantage",
     notebook="10",
     hints=(
-        "One number for each token, so nothing is summed: [B, T] in, [B, T] out.",
-        "A ratio of probabilities is a difference of log-probabilities.",
-        "Whatever stands behind the mask, the result there is 0: fill, do not multiply.",
+        "Return one number for each token, so do not sum: [B, T] in, [B, T] out.",
+        "The logarithm of a ratio of probabilities is a difference of log-probabilities.",
+        "Where the mask is False, the result is 0, whatever the inputs are there. Fill these "
+        "places instead of multiplying by the mask.",
     ),
     solution=token_advantage,
     cases=_advantage_cases,
     mistakes=(
         Mistake(
             "mask forgotten",
-            "What stands after the end of a response is counted. Where does the mask come in?",
+            "You count tokens after the end of a response. Where does the mask come in?",
             lambda policy, ref, mask, beta: beta * (policy - ref),
         ),
         Mistake(
@@ -284,50 +292,51 @@ _TOKEN_ADVANTAGE = Exercise(
         ),
         Mistake(
             "sign",
-            "A word that the policy says more often than the reference should count as praised.",
+            "If the policy says a word more often than the reference does, its number should be "
+            "positive.",
             lambda policy, ref, mask, beta: token_advantage(ref, policy, mask, beta),
         ),
         Mistake(
             "summed over tokens",
-            "This is the implicit reward of a whole response. Here every token has its own.",
+            "This is the implicit reward of a whole response. Here every token has its own number.",
             lambda policy, ref, mask, beta: token_advantage(policy, ref, mask, beta).sum(1),
         ),
         Mistake(
             "cumulative sums",
-            "Each entry contains those before it. What did this token add?",
+            "Each of your entries includes the tokens before it. What did this token add?",
             lambda policy, ref, mask, beta: (
                 token_advantage(policy, ref, mask, beta).cumsum(1) * mask
             ),
         ),
         Mistake(
             "sums to the end",
-            "Each entry contains those after it. What did this token add?",
+            "Each of your entries includes the tokens after it. What did this token add?",
             lambda policy, ref, mask, beta: (
                 token_advantage(policy, ref, mask, beta).flip(1).cumsum(1).flip(1) * mask
             ),
         ),
         Mistake(
             "difference of probabilities",
-            "These are differences of probabilities. The formula has a ratio, in logarithms.",
+            "These are differences of probabilities. The formula has the logarithm of a ratio.",
             lambda policy, ref, mask, beta: token_advantage(policy.exp(), ref.exp(), mask, beta),
         ),
         Mistake(
             "ratio without logarithm",
-            "This is the ratio itself: it is never negative. Where did the logarithm go?",
+            "This is β times the ratio itself, which is never negative. Where is the logarithm?",
             lambda policy, ref, mask, beta: beta * (policy - ref).exp().masked_fill(~mask, 0.0),
         ),
         Mistake(
             "divided by the length",
-            "Long responses get less for each token here. The sum over the tokens should be the "
-            "response's implicit reward, not their mean.",
+            "You divide by the length, so each token of a long response gets less. The tokens "
+            "should sum to the response's implicit reward, not to its mean.",
             lambda policy, ref, mask, beta: (
                 token_advantage(policy, ref, mask, beta) / mask.sum(1, keepdim=True).clamp(min=1)
             ),
         ),
         Mistake(
             "NaN behind the mask",
-            "The numbers are right, but 0 · (−∞ + ∞) is NaN: multiplying by the mask lets "
-            "through what stands behind it. Fill these places instead.",
+            "The numbers are right, but 0 · (−∞ + ∞) is NaN. So multiplying by the mask does not "
+            "remove what is there. Fill these places instead.",
             lambda policy, ref, mask, beta: beta * (policy - ref) * mask,
         ),
     ),

@@ -151,7 +151,7 @@ RIGHT = {
 
 
 def at_last(reward, logps, ref_logps, mask, beta):
-    """What the wrong answers below vary: the two parts of the right one."""
+    """The reward and the KL term of the right answer; the wrong answers below vary them."""
     place = torch.zeros_like(logps)
     place[torch.arange(len(mask)), mask.long().sum(1) - 1] = 1.0
     return reward[:, None] * place, beta * (logps - ref_logps) * mask
@@ -305,8 +305,8 @@ WRONG = {
         (lambda p, q, A, m, eps: -mean_over((p - q).exp() * A, m), "not clipped"),
         (lambda p, q, A, m, eps: -surrogate(p, q, A, eps).mean(), "mask forgotten"),
         (lambda p, q, A, m, eps: -(surrogate(p, q, A, eps) * m).mean(), "divided by all tokens"),
-        (lambda p, q, A, m, eps: -surrogate(p, q, A, eps)[m].sum(), "sum for mean"),
-        (clip_of_differences, "difference for ratio"),
+        (lambda p, q, A, m, eps: -surrogate(p, q, A, eps)[m].sum(), "sum instead of mean"),
+        (clip_of_differences, "difference instead of ratio"),
         (lambda p, q, A, m, eps: -mean_over(surrogate(q, p, A, eps), m), "ratio upside down"),
         (lambda p, q, A, m, eps: -mean_over(surrogate(p.detach(), q, A, eps), m), None),
     ],

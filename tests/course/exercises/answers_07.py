@@ -14,7 +14,7 @@ def kl_in_torch(n):
 
 
 def kl_by_the_integral(n):
-    # KL of the law n u^(n − 1) of the best rank from the uniform one: log n + (n − 1) E[log u].
+    # The best rank u has density n u^(n − 1). Its KL to the uniform: log n + (n − 1) E[log u].
     return math.log(n) + (n - 1) * (-1 / n)
 
 
@@ -144,7 +144,7 @@ WRONG = {
         (kl_added, "added"),
         (kl_negative, "sign"),
         (kl_forgot_to_divide, "not divided"),
-        (kl_one_over_n, "1/n for (n − 1)/n"),
+        (kl_one_over_n, "1/n instead of (n − 1)/n"),
         (kl_n_plus_one, "n/(n + 1)"),
         (kl_off_by_one, "one off"),
         (kl_bits, "bits"),

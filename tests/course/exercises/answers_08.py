@@ -189,7 +189,7 @@ def weight_naive(c, r, ref_c, ref_r, beta):
 
 
 def repair(c, r, rc, rr, cm, rm, beta, one=None, other=None):
-    """DPO from tokens; `one` makes a number of the policy's tokens, `other` of the reference's."""
+    """DPO from tokens; `one` and `other` reduce the policy's and the reference's to numbers."""
     one = one or (lambda tokens, mask: (tokens * mask).sum(1))
     other = other or one
     return softplus(beta * (one(r, rm) - other(rr, rm) - one(c, cm) + other(rc, cm))).mean()
@@ -235,8 +235,8 @@ WRONG = {
             lambda c, r, rc, rr, beta: softplus(-beta * (c - rr - r + rc)).mean(),
             "reference swapped",
         ),
-        (lambda *a: softplus(-margin(*a)).sum(), "sum for mean"),
-        (lambda *a: softplus(-margin(*a)), "one loss a pair"),
+        (lambda *a: softplus(-margin(*a)).sum(), "sum instead of mean"),
+        (lambda *a: softplus(-margin(*a)), "one loss per pair"),
         (lambda *a: -(1 / (1 + torch.exp(-margin(*a)))).mean(), "log forgotten"),
         (lambda *a: torch.mean(-margin(*a)), "sigmoid forgotten"),
         (loss_of_probabilities, "difference of probabilities"),
@@ -291,7 +291,7 @@ WRONG = {
             lambda c, r, rc, rr, cm, rm, beta: repair(r, c, rr, rc, rm, cm, beta),
             "swapped pair",
         ),
-        (lambda *a: len(a[0]) * repair(*a), "sum for mean"),
+        (lambda *a: len(a[0]) * repair(*a), "sum instead of mean"),
         (half_of_the_loss, None),
         (lambda *a: repair(*[t.detach() for t in a[:-1]], a[-1]), None),
     ],

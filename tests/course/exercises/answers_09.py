@@ -152,7 +152,7 @@ WRONG = {
             lambda p, q, r: (
                 p.exp()[..., :, None] * q.exp()[..., None, :] * (r[..., :, None] > r[..., None, :])
             ).sum((-1, -2)),
-            "ties count as defeats",
+            "ties count as losses",
         ),
         (
             lambda p, q, r: (

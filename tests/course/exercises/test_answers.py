@@ -1,4 +1,4 @@
-"""Every exercise accepts right answers however they are written, and names each known mistake."""
+"""Every exercise accepts right answers however they are written, and explains each mistake."""
 
 import runpy
 import time
@@ -52,7 +52,7 @@ def test_there_are_enough_answers(name):
     answers = ANSWERS[_EXERCISES[name].notebook]
     assert len(answers["RIGHT"][name]) >= 3
     assert len({mistake for _, mistake in answers["WRONG"][name] if mistake}) >= 6
-    # Each known mistake is one that a test makes.
+    # Some test makes each known mistake.
     assert {m.name for m in _EXERCISES[name].mistakes} == {
         mistake for _, mistake in answers["WRONG"][name] if mistake
     }
@@ -68,7 +68,7 @@ def test_the_solution_is_right_and_its_source_can_be_shown(name, capsys):
 @pytest.mark.parametrize("name", _EXERCISES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_right_answer_may_work_in_either_precision(name, dtype):
-    """The plain cases in both; the extreme ones stand in the precision that they need."""
+    """Plain cases only: the extreme ones come in the precision that they need."""
     exercise = _EXERCISES[name]
     plain = [case for case in exercise.cases() if not case.is_corner]
     for case in plain:
@@ -85,7 +85,7 @@ def test_a_right_answer_may_work_in_either_precision(name, dtype):
 
 @pytest.mark.parametrize("name", _EXERCISES)
 def test_a_check_is_quick(name):
-    """Not a benchmark: two seconds are the promise, and this is many times less."""
+    """Not a benchmark: the limit is two seconds, and a check takes a small part of that."""
     start = time.perf_counter()
     exercises.grade(name, lambda *arguments: torch.zeros(7))
     assert time.perf_counter() - start < 2
