@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_toy.bridge import hugging_face_state_dict
 from rlhf_toy.envs import SlipperyWordMDP
+from rlhf_toy.envs.text_world import response_mask
 from rlhf_toy.exact import response_logps
 from rlhf_toy.models import (
     GPTConfig,
@@ -53,7 +54,7 @@ def some_responses(world, n=40, seed=0):
 
 
 def only_real(world, responses, values):
-    return values * world.response_mask(responses) if values.dim() == 2 else values
+    return values * response_mask(responses, world.end_token) if values.dim() == 2 else values
 
 
 # What a model may look at

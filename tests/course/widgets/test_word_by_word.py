@@ -204,7 +204,7 @@ def test_the_state_counts_its_steps(world, policy):
 
 
 def test_bad_arguments_are_refused_in_words(world, policy, reward_model):
-    with pytest.raises(TypeError, match="one of the rlhf_toy worlds"):
+    with pytest.raises(TypeError, match="expected one of the rlhf_toy"):
         WordByWord("world", policy)
     with pytest.raises(ValueError, match="no end token"):
         WordByWord(PromptBandit(), policy)
