@@ -1,11 +1,13 @@
 """DPO with endless data: its loss against plain sums, its optimum against soft value iteration."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_toy.envs import SlipperyWordMDP, WordMDP
+from rlhf_toy.envs import REVIEWS, SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import soft_policy_evaluation, soft_value_iteration, tabular_mdp
 from rlhf_toy.exact.population import (
     Episodes,
@@ -20,6 +22,7 @@ from rlhf_toy.losses import dpo_loss
 from rlhf_toy.training import make_generator
 
 BETA = 0.5
+OTHER_WORDS = replace(REVIEWS, adjectives={"fine": 0.7}, corpus_weights={}, prompt_taste={})
 
 
 def random_tree(seed, chances):
@@ -115,6 +118,7 @@ def test_outcome_rewards_average_to_those_of_the_tables():
     for env in (
         WordMDP(max_length=2),
         SlipperyWordMDP(0.3, max_length=2),
+        SlipperyWordMDP(0.3, OTHER_WORDS, 2),
         gym.make("FrozenLake-v1", is_slippery=True),
     ):
         _, probabilities, expected = tabular_mdp(env)
