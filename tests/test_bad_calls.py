@@ -74,19 +74,16 @@ def finite(name: str, good: Tensor) -> Iterator[Bad]:
     for value in (math.nan, math.inf):
         bad = good.clone()
         bad.view(-1)[0] = value
-        yield Bad(
-            bad, ValueError, f"{name} must be finite and not empty, got NaN or infinity in 1 of"
-        )
+        yield Bad(bad, ValueError, f"{name} must be finite, got NaN or infinity in 1 of")
 
 
 def any_shape(kind: Kind) -> Kind:
-    """A tensor that may have any shape but the empty one."""
+    """A tensor that may have any shape."""
 
     def with_any_shape(name: str, good: Tensor) -> Iterator[Bad]:
         for bad in kind(name, good):
             if not isinstance(bad.value, Tensor) or bad.value.shape == good.shape:
                 yield bad
-        yield Bad(good[:0], ValueError, f"{name} must be finite and not empty")
 
     return with_any_shape
 
@@ -899,6 +896,13 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
                 "weights must be a list of numbers or None, got 1.0",
             ),
         )
+    ),
+    (
+        "annotators.Population.rate",
+        "no rewards",
+        lambda: CROWD.rate(TRUE[:0], make_generator(0)),
+        ValueError,
+        "there must be at least one entry, got rewards [0]",
     ),
     (
         "annotators.Population.rate",
