@@ -18,7 +18,7 @@ NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --
 # JupyterLab in a real browser; where there is no Chromium the tests say so and are skipped.
 BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
 
-.PHONY: help course test lab notebooks figures lint test-colab test-browser clean
+.PHONY: help course test lab notebooks figures lint test-colab test-browser mutants clean
 
 help:
 	@echo "make course      run all notebooks into a browsable HTML folder"
@@ -26,6 +26,7 @@ help:
 	@echo "make test        unit tests, the notebooks against their saved outputs, and test-browser"
 	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
 	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
+	@echo "make mutants     make small faults in the core and count those that no test notices"
 	@echo "make notebooks   run all notebooks and save their outputs in them"
 	@echo "make figures     draw the figures again"
 	@echo "make lint        check style and format"
@@ -55,6 +56,10 @@ figures: $(VENV)/stamp
 lint: $(VENV)/stamp
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+
+# Up to an hour on two cores. See tests/mutants/run.py; ARGS="--survivors" runs what survived again.
+mutants: $(VENV)/stamp
+	$(VENV)/bin/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
 
 test-colab: $(VENV_COLAB)/stamp
 	$(call UNIT_TESTS,$(VENV_COLAB))

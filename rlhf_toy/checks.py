@@ -77,7 +77,7 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Returns the texts as a tuple; raises unless they are one or more, different, not empty."""
+    """Return the texts as a tuple; raise unless they are one or more, different, not empty."""
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{name} must be a tuple or list of texts, got {shown(texts)}")
     if not texts:

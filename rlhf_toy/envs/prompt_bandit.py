@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,19 +38,18 @@ class BanditSpec:
     habits: Sequence[Sequence[float]]
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "responses"):
-            object.__setattr__(self, name, check_texts(name, getattr(self, name)))
+        freeze = partial(object.__setattr__, self)
+        freeze("prompts", check_texts("prompts", self.prompts))
+        freeze("responses", check_texts("responses", self.responses))
         shape = len(self.prompts), len(self.responses)
         for name in ("taste", "habits"):
             table = np.array(getattr(self, name), dtype=object)
             if table.shape != shape:
-                raise ValueError(
-                    f"{name} must have a row for each of {shape[0]} prompts with a number for each "
-                    f"of {shape[1]} responses, got {shown(getattr(self, name))}"
-                )
+                rows = f"{shape[0]} rows, one a prompt, of {shape[1]} numbers"
+                raise ValueError(f"{name} must have {rows}, got {shown(getattr(self, name))}")
             for number in table.flat:
                 check_number(f"each entry of {name}", number)
-            object.__setattr__(self, name, tuple(tuple(map(float, row)) for row in table))
+            freeze(name, tuple(tuple(map(float, row)) for row in table))
 
 
 QUESTIONS = BanditSpec(
@@ -118,7 +118,8 @@ class PromptBandit(TextWorld):
 
     def __init__(self, spec: BanditSpec = QUESTIONS, render_mode: str | None = None) -> None:
         check_type("spec", spec, BanditSpec, "a BanditSpec such as QUESTIONS")
-        super().__init__(spec, spec.responses, 1, has_end_token=False, render_mode=render_mode)
+        super().__init__(spec.prompts, spec.responses, 1, False, render_mode)
+        self.world_spec = spec
         self._taste = torch.tensor(spec.taste, dtype=torch.float64)
 
     def encode(self, text: str) -> Tensor:

@@ -26,6 +26,7 @@ from rlhf_toy.checks import (
     check_ids,
     check_same_shape,
     check_tensors,
+    check_texts,
     check_type,
     shown,
 )
@@ -60,35 +61,37 @@ class TextWorld(gym.Env):
     prompt, see `prompt_tokens`.
 
     Args:
-        spec: the world's data, a frozen dataclass with `prompts`, the texts of the X prompts. It
-            is kept as `world_spec` (Gymnasium keeps its own registration in `spec`).
-        words: the words' texts, without the end token.
+        prompts: the texts of the X prompts.
+        words: the texts of the words, without the end token.
         max_length: T, the largest number of words in a response.
         has_end_token: whether a response can end before the length limit.
         render_mode: `"ansi"` for a text of the state, or None.
 
+    Attributes:
+        world_spec: the world's data, a frozen dataclass that every subclass sets (Gymnasium keeps
+            its own registration in `spec`).
+
     Raises:
-        TypeError: `max_length` is not an integer.
-        ValueError: a length below 1, or an unknown render mode.
+        TypeError: texts that are not a tuple or list, or a `max_length` that is not an integer.
+        ValueError: no text, a text twice, a length below 1, or an unknown render mode.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 4}
+    world_spec: Any
 
     def __init__(
         self,
-        spec: Any,
+        prompts: Sequence[str],
         words: Sequence[str],
         max_length: int,
         has_end_token: bool,
         render_mode: str | None = None,
     ) -> None:
+        self.prompts, self.words = check_texts("prompts", prompts), check_texts("words", words)
         check_count("max_length", max_length)
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
-        self.world_spec = spec
-        self.prompts, self.words = tuple(spec.prompts), tuple(words)
-        self.max_length = int(max_length)
-        self.render_mode = render_mode
+        self.max_length, self.render_mode = int(max_length), render_mode
         self.n_prompts, self.n_words = len(self.prompts), len(self.words)
         self.end_token = self.n_words if has_end_token else None
         self.n_actions = self.n_words + has_end_token
@@ -170,42 +173,38 @@ class TextWorld(gym.Env):
         check_ids("prompts", prompts, self.n_prompts, prompts.dim())
         return prompts + self.n_actions + 1
 
-    def response_mask(self, responses: Tensor) -> Tensor:
+    def response_mask(self, responses: Tensor, dim: int | None = None) -> Tensor:
         """`response_mask` with this world's end token: [..., T] → bool [..., T].
 
         Raises:
             TypeError: not a tensor.
-            ValueError: rows that are not T tokens long, none at all, or ids out of range.
+            ValueError: rows that are not T tokens long, none at all, ids out of range, or another
+                number of dimensions than `dim`.
         """
         mask = response_mask(responses, self.end_token)
-        if responses.dim() == 0 or responses.shape[-1] != self.max_length:
-            raise ValueError(
-                f"a response must be a row of {self.max_length} tokens, got {shown(responses)}"
-            )
-        until_end = responses.where(mask, 0)
-        check_ids("responses up to their end", until_end, self.pad_token + 1, responses.dim())
+        if responses.shape[-1:] != (self.max_length,):
+            row = f"a row of {self.max_length} tokens"
+            raise ValueError(f"a response must be {row}, got {shown(responses)}")
+        until_end, dim = responses.where(mask, 0), responses.dim() if dim is None else dim
+        check_ids("responses up to their end", until_end, self.pad_token + 1, dim)
         return mask
 
     def written_mask(self, prompts: Tensor | None, responses: Tensor) -> Tensor:
-        """Check responses [B, T], and their prompts [B]; return True where a token was written.
+        """Check responses [B, T], and prompts [B] if given; return where a token was written.
 
         This is `response_mask` without the pads of a row that was cut off.
 
         Raises:
             TypeError, ValueError: see `response_rewards`.
         """
-        mask = self.response_mask(responses) & (responses != self.pad_token)
-        if responses.dim() != 2:
-            raise ValueError(f"responses must be [B, {self.max_length}], got {shown(responses)}")
+        mask = self.response_mask(responses, 2) & (responses != self.pad_token)
         if prompts is not None:
             check_ids("prompts", prompts, self.n_prompts, 1)
             if len(prompts) != len(responses):
                 raise ValueError(f"got {len(prompts)} prompts for {len(responses)} responses")
         if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise ValueError(
-                f"responses must not have the pad token {self.pad_token} in front of a word, and "
-                "not in the first place"
-            )
+            pad = f"the pad token {self.pad_token}"
+            raise ValueError(f"responses must have a token first and none after {pad}")
         return mask
 
     def pad(self, responses: Tensor) -> Tensor:
@@ -300,10 +299,7 @@ class TextWorld(gym.Env):
 
     def decode(self, response: Tensor) -> str:
         """The text of one response [T]: its words up to its end; errors as in `response_mask`."""
-        mask = self.response_mask(response)
-        if response.dim() != 1:
-            raise ValueError(f"decode takes one response at a time, got {shown(response)}")
-        tokens = response[mask].tolist()
+        tokens = response[self.response_mask(response, 1)].tolist()
         return " ".join(self.words[token] for token in tokens if token < self.n_words)
 
     # Gymnasium.
@@ -361,5 +357,8 @@ def unwrap(env: gym.Env) -> TextWorld:
         TypeError: it is not one of this package's worlds.
     """
     world = env.unwrapped if isinstance(env, gym.Env) else env
-    check_type("world", world, TextWorld, "one of the rlhf_toy worlds, such as WordMDP()")
+    if not isinstance(world, TextWorld):
+        raise TypeError(
+            f"expected one of the rlhf_toy/ worlds, such as WordMDP(), got {shown(world)}"
+        )
     return world

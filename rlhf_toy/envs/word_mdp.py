@@ -60,7 +60,8 @@ class WordMDP(TextWorld):
     ) -> None:
         check_type("spec", spec, WordSpec, "a WordSpec such as REVIEWS")
         length = spec.max_length if max_length is None else max_length
-        super().__init__(spec, spec.words, length, has_end_token=True, render_mode=render_mode)
+        super().__init__(spec.prompts, spec.words, length, True, render_mode)
+        self.world_spec = spec
         order = (*KINDS, "end", "start")
         self._kinds = torch.tensor([order.index(kind) for kind in (*spec.kinds, "end")])
         follows = dict(spec.grammar)
@@ -153,7 +154,7 @@ class WordMDP(TextWorld):
             worth = self._numbers[:, [self.words.index(one), self.words.index(other)]]
             contrast = sign * other_sign * worth.prod(1) < 0
             for conjunction, joint in spec.conjunctions:
-                fits = contrast if joint < 0 else ~contrast
+                fits = contrast if joint < 0 else ~contrast | (joint == 0)
                 share = spec.two_phrases * chance * further / signs.count(joint)
                 reviews.append(([*words, conjunction, *more], (share * fits).tolist()))
 

@@ -5,13 +5,14 @@ To make another world, write another `WordSpec` and pass it to `WordMDP` or `Sli
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
-from rlhf_toy.checks import check_count, check_number, check_texts, shown
+from rlhf_toy.checks import check_choice, check_count, check_number, check_texts, shown
 
 KINDS = ("adjectives", "intensifiers", "negations", "conjunctions")
 # Which kind of word may follow which. "start" and "end" are the two ends of a review.
@@ -38,8 +39,8 @@ class WordSpec:
         intensifiers: words that multiply the worth of the next adjective by a factor above 0. If
             a phrase has several, the last one counts.
         negations: the same with a factor below 0, which turns praise into complaint.
-        conjunctions: +1 for words like "and", which join two phrases of the same sign, and −1 for
-            words like "but", which join praise and complaint.
+        conjunctions: +1 for words like "and", which join two phrases of the same sign, −1 for words
+            like "but", which join praise and complaint, or 0 for words that join any two.
         prompt_taste: for each prompt, the adjectives whose worth is different there, in logits.
             Prompts and adjectives that are not named keep the worth in `adjectives`.
         repetition_cost: for every adjective that was said before, in logits like all costs.
@@ -50,8 +51,8 @@ class WordSpec:
         grammar: for "start" and each kind of word, the kinds that may follow, and "end".
         corpus_weights: how often the corpus has each adjective; 1 where nothing is given. Only
             ratios matter.
-        two_phrases: share of the corpus reviews with two phrases, before those are left out that
-            repeat an adjective or are too long.
+        two_phrases: share of the corpus reviews with two phrases, before those that repeat an
+            adjective, break the grammar or are too long are left out.
         intensified, negated: shares of the corpus phrases with an intensifier, with a negation.
         max_length: largest number of words in a review, unless the world is given another.
 
@@ -86,34 +87,28 @@ class WordSpec:
             freeze(kind, _numbers(kind, getattr(self, kind), **limit))
             check_texts(kind, [word for word, _ in getattr(self, kind)])
         check_texts("words", self.words)
-        for word in self.words:
-            if word.split() != [word]:
-                raise ValueError(f"a word must not contain blanks, got {word!r}")
-        for word, sign in self.conjunctions:
-            if abs(sign) != 1:
-                raise ValueError(f"conjunctions[{word!r}] must be 1 or -1, got {sign}")
+        if " ".join(self.words).split() != list(self.words):
+            raise ValueError(f"words must not contain blanks, got {shown(self.words)}")
 
-        adjectives = [word for word, _ in self.adjectives]
+        adjectives = dict(self.adjectives)
         taste = _mapping("prompt_taste", self.prompt_taste, self.prompts)
         taste = {x: _numbers(f"prompt_taste[{x!r}]", taste[x], adjectives) for x in taste}
         freeze("prompt_taste", tuple(taste.items()))
-        freeze(
-            "corpus_weights", _numbers("corpus_weights", self.corpus_weights, adjectives, above=0)
-        )
-        share = {"low": 0, "high": 1}
-        numbers = {"two_phrases": {"low": 0, "below": 1}, "intensified": share, "negated": share}
-        for cost in ("repetition_cost", "grammar_cost", "contrast_cost", "silence_cost"):
-            numbers[cost] = {"low": 0}
-        for name, limit in numbers.items():
-            check_number(name, getattr(self, name), **limit)
-            freeze(name, float(getattr(self, name)))
+        weights = _numbers("corpus_weights", self.corpus_weights, adjectives, above=0)
+        freeze("corpus_weights", weights)
+        for field in fields(self):
+            if isinstance(field.default, float):  # costs and shares
+                high = math.inf if field.name.endswith("cost") else 1
+                check_number(field.name, getattr(self, field.name), low=0, high=high)
+                freeze(field.name, float(getattr(self, field.name)))
         check_count("max_length", self.max_length)
 
         grammar = _mapping("grammar", self.grammar, ("start", *KINDS))
-        reached = {"start"}
         for kind, following in grammar.items():
             grammar[kind] = check_texts(f"grammar[{kind!r}]", following)
-            _mapping(f"grammar[{kind!r}]", dict.fromkeys(following), (*KINDS, "end"))
+            for after in following:
+                check_choice(f"grammar[{kind!r}]", after, (*KINDS, "end"))
+        reached = {"start"}
         for _ in grammar:
             reached |= {after for before in reached for after in grammar.get(before, ())}
         if "end" not in reached:
@@ -132,24 +127,23 @@ class WordSpec:
 
     def is_grammatical(self, kinds: Sequence[str]) -> bool:
         """Whether a review with these kinds of words breaks no rule of the grammar."""
-        follows, chain = dict(self.grammar), ("start", *kinds, "end")
-        return all(b in follows.get(a, ()) for a, b in pairwise(chain))
+        follows = dict(self.grammar)
+        return all(b in follows.get(a, ()) for a, b in pairwise(("start", *kinds, "end")))
 
 
-def _mapping(name: str, value: Any, known: Sequence[str] | None = None) -> dict[str, Any]:
-    """A mapping as a new dict; raises unless its keys are known."""
+def _mapping(name: str, value: Any, known: Collection[str] | None = None) -> dict[str, Any]:
+    """A mapping, or the pairs of one, as a new dict; raises unless its keys are known."""
     try:
         pairs = dict(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a mapping such as a dict, got {shown(value)}") from None
-    for key in pairs:
-        if known is not None and key not in known:
-            raise ValueError(f"{name} has an unknown {key!r}; known are {', '.join(known)}")
+    for key in pairs if known else ():
+        check_choice(f"each key of {name}", key, known)
     return pairs
 
 
 def _numbers(
-    name: str, value: Any, known: Sequence[str] | None = None, **limits: float
+    name: str, value: Any, known: Collection[str] | None = None, **limits: float
 ) -> tuple[tuple[str, float], ...]:
     """A mapping to numbers as a tuple of pairs; raises unless all are finite and within limits."""
     pairs = _mapping(name, value, known)

@@ -54,11 +54,11 @@ def test_a_response_has_exactly_one_token():
         ({"responses": ["Yes.", "Yes."]}, ValueError, "'Yes.' is empty or given twice"),
         ({"responses": ["Yes.", "  "]}, ValueError, "'  ' is empty or given twice"),
         ({"responses": ["Yes.", 3]}, TypeError, "responses must be a tuple or list of texts"),
-        ({"taste": [[1.0]]}, ValueError, "taste must have a row for each of 1 prompts"),
-        ({"taste": [[1.0, 2.0], [1.0]]}, ValueError, "taste must have a row for each"),
+        ({"taste": [[1.0]]}, ValueError, "taste must have 1 rows, one a prompt, of 2 numbers"),
+        ({"taste": [[1.0, 2.0], [1.0]]}, ValueError, "taste must have 1 rows"),
         ({"taste": [[1.0, float("inf")]]}, ValueError, "each entry of taste must be a finite"),
         ({"habits": [[1.0, "2"]]}, TypeError, "each entry of habits must be a number, got '2'"),
-        ({"habits": None}, ValueError, "habits must have a row for each"),
+        ({"habits": None}, ValueError, "habits must have 1 rows"),
     ],
 )
 def test_bad_specs_are_refused(changes, error, message):

@@ -69,9 +69,18 @@ def test_the_reward_is_what_the_rules_give_by_hand(prompt, text):
     assert float(reward[0]) == pytest.approx(BY_HAND[prompt, text], abs=1e-12)
 
 
-def test_every_rule_changes_some_reward():
-    assert len(set(BY_HAND.values())) >= 20
-    assert min(GRAMMAR_COST, REPETITION_COST, CONTRAST_COST, SILENCE_COST) > 0
+def test_following_each_rule_pays_more_than_breaking_it():
+    def reward(text, prompt="film"):
+        x = torch.tensor([WORLD.prompt_index(prompt)])
+        return float(WORLD.response_rewards(x, WORLD.encode(text)[None]))
+
+    good = reward("good")
+    assert reward("very good") > good > 0 > reward("not good")  # intensity and negation
+    assert reward("good and great") > reward("good great")  # grammar
+    assert reward("good and great") > reward("good but great")  # contrast
+    assert 2 * good > reward("good and good")  # repetition
+    assert reward("") < 0  # silence
+    assert reward("long", "nap") > reward("long", "meeting")  # the prompt decides
 
 
 @pytest.mark.parametrize(
@@ -116,6 +125,7 @@ def test_another_grammar_decides_what_costs_and_what_the_corpus_says():
     ("spec", "max_length"),
     [
         (replace(REVIEWS, grammar=GRAMMAR | {"start": ("negations",)}), 1),
+        (replace(DISHES, two_phrases=1.0), 2),
         (replace(REVIEWS, grammar=GRAMMAR | {"start": ("intensifiers",)}, intensified=0.0), 5),
     ],
 )
@@ -158,6 +168,18 @@ def test_the_corpus_has_the_shares_of_the_spec():
     assert share(is_single, lambda t: "not" in t) / single == pytest.approx(REVIEWS.negated)
     for word, weight in weights.items():
         assert share(is_single, lambda t, w=word: w in t) / single == pytest.approx(weight / total)
+
+
+def test_a_conjunction_without_a_sign_joins_any_two_phrases():
+    world = WordMDP(replace(DISHES, conjunctions={"and": 1, "yet": -1, "plus": 0}))
+    x = torch.zeros(1, dtype=torch.long)
+    for second, fitting in (("fresh", "and"), ("oily", "yet")):
+        texts = [f"tasty {joint} {second}" for joint in (fitting, "plus")]
+        rewards = [world.response_rewards(x, world.encode(text)[None]) for text in texts]
+        assert torch.equal(*rewards)
+    reviews, chances = world.fluent_reviews
+    said = {world.decode(y): p for y, p in zip(reviews, chances[0].tolist(), strict=True)}
+    assert said["tasty plus fresh"] > 0 and said["tasty plus oily"] > 0
 
 
 def test_several_modifiers_share_their_part_of_the_corpus():
@@ -234,7 +256,7 @@ def test_a_slippery_world_takes_a_spec_too():
     [
         (lambda: WordMDP(3), TypeError, "spec must be a WordSpec such as REVIEWS, got 3"),
         (lambda: WordMDP({"prompts": ("film",)}), TypeError, "spec must be a WordSpec"),
-        (lambda: WordMDP(max_length=0), ValueError, "max_length must be at least 1, got 0"),
+        (lambda: WordMDP(max_length=0), ValueError, "max_length must be an integer of at least 1"),
         (lambda: WordMDP(max_length=2.0), TypeError, "max_length must be an integer, got 2.0"),
         (lambda: WordMDP(render_mode="human"), ValueError, "render_mode must be None or 'ansi'"),
         (lambda: SlipperyWordMDP(slip=1.1), ValueError, "slip must be a finite number.*got 1.1"),

@@ -1,6 +1,7 @@
 """The tour: its table, its files, and what it refuses. On a smaller world, to be quick."""
 
 import json
+import os
 from functools import partial
 
 import pytest
@@ -86,6 +87,10 @@ def test_the_figure_is_a_picture(toured):
         ["--figure", "{folder}/figure.exe"],
         ["--figure", "{folder}/missing/figure.png"],
         ["--json", "{folder}"],
+        ["--json", "/dev/null"],
+        ["--json", "/dev/stdout"],
+        ["--figure", "/dev/stdout.png/a.png"],
+        ["--json", "{folder}/../{name}/a.png", "--figure", "{folder}/a.png"],
     ],
 )
 def test_an_option_that_cannot_be_used_is_refused_before_anything_is_done(
@@ -94,7 +99,22 @@ def test_an_option_that_cannot_be_used_is_refused_before_anything_is_done(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rlhf_toy.sft.train_reference", lambda *a, **k: pytest.fail("it trained"))
     files = [] if "--json" in arguments else ["--json", str(tmp_path / "tour.json")]
-    code = main(["tour", *(a.format(folder=tmp_path) for a in arguments), *files])
+    code = main(
+        ["tour", *(a.format(folder=tmp_path, name=tmp_path.name) for a in arguments), *files]
+    )
     assert code == 2
     assert "rlhf_toy: error: --" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_nodes_and_links_are_refused_or_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rlhf_toy.sft.train_reference", lambda *a, **k: pytest.fail("it trained"))
+    fifo, one, two = tmp_path / "fifo", tmp_path / "one.json", tmp_path / "two.png"
+    os.mkfifo(fifo)
+    assert main(["tour", "--json", str(fifo)]) == 2
+    assert "--json: cannot write to" in capsys.readouterr().err
+    two.write_text("old")
+    one.symlink_to(two)
+    assert main(["tour", "--json", str(one), "--figure", str(two)]) == 2
+    assert f"must be two files, both are {two}" in capsys.readouterr().err
+    assert fifo.is_fifo() and one.is_symlink() and two.read_text() == "old"

@@ -1,4 +1,4 @@
-"""You are the annotator: the files and the cell, driven without a browser."""
+"""You are the annotator: the cell, driven without a browser."""
 
 import json
 import warnings
@@ -11,11 +11,13 @@ from IPython.utils.capture import capture_output
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.course.widgets import annotator as module
-from rlhf_toy.course.widgets.annotator import LEFT, RIGHT, TIE, AnswerFiles, HumanAnnotator, Pair
-from rlhf_toy.course.widgets.taste import Examination, fit_taste, response_features
+from rlhf_toy.course.widgets import annotator_files, annotator_pairs
+from rlhf_toy.course.widgets.annotator import HumanAnnotator
+from rlhf_toy.course.widgets.annotator_files import Pair
+from rlhf_toy.course.widgets.annotator_pairs import pair_differences
+from rlhf_toy.course.widgets.taste import Examination, response_features
 from rlhf_toy.envs import PromptBandit, WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
-from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
 from rlhf_toy.training import make_generator
 
@@ -38,7 +40,7 @@ def quick(monkeypatch, request):
 
 @pytest.fixture
 def whole():
-    """Whoever asks for this gets the cell with nothing left out."""
+    """Tests that ask for this get the cell with nothing left out."""
 
 
 @pytest.fixture
@@ -52,64 +54,6 @@ def lines(path):
 
 def snapshot(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-
-
-# The choice of pairs
-
-
-def test_a_pair_has_two_different_reviews():
-    pairs = module.sample_pairs(WORLD, 20_000, make_generator(0))
-    assert len(pairs) == 20_000 and all(pair.left != pair.right for pair in pairs)
-
-
-def test_least_sure_is_where_the_interval_is_widest():
-    d = np.array([[1.0, 0.0]] * 50)
-    taste = fit_taste(d, [1, 0] * 25)  # the first weight is known to be about 0
-    assert module.least_sure(taste, np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])) == 1
-
-
-# The files
-
-
-def test_answers_keep_their_order_over_two_files(path):
-    files = AnswerFiles(path, WORLD)
-    verdicts = [TIE, LEFT, TIE, TIE, RIGHT, LEFT, TIE]
-    pairs = [Pair(*PAIRS[k % 3]) for k in range(len(verdicts))]
-    for pair, verdict in zip(pairs, verdicts, strict=True):
-        files.add(pair, verdict)
-    again = AnswerFiles(path, WORLD)
-    assert [a.verdict == TIE for a in again.answers] == [v == TIE for v in verdicts]
-    assert [a.pair.key for a in again.answers] == [pair.key for pair in pairs]
-    for k in range(len(verdicts), 0, -1):
-        assert again.undo().pair.key == pairs[k - 1].key
-    assert snapshot(path.parent) == {}
-
-
-def test_the_file_of_preferences_is_one_that_the_dataset_writes(path, tmp_path):
-    files = AnswerFiles(path, WORLD)
-    files.add(Pair(*PAIRS[0]), LEFT)
-    files.add(Pair(*PAIRS[1]), TIE)
-    files.add(Pair(*PAIRS[2]), RIGHT)
-    loaded = PreferenceDataset.load(path, WORLD)
-    assert list(loaded.rows()) == [
-        {"prompt": "film", "chosen": "very great", "rejected": "dull"},
-        {"prompt": "concert", "chosen": "good but dull", "rejected": "loud"},
-    ]
-    loaded.save(tmp_path / "synthetic.jsonl")
-    assert path.read_bytes() == (tmp_path / "synthetic.jsonl").read_bytes()
-    assert [json.loads(line) for line in lines(files.ties_path)] == [
-        {"prompt": "nap", "first": "good and loud", "second": "not bad", "after": 1}
-    ]
-
-
-def test_lines_that_were_there_stay_as_they_are(path):
-    row = '{"rejected": "dull",  "chosen": "good", "prompt": "nap", "who": "Änne"}'
-    path.write_text(row, encoding="utf-8")  # no newline at its end either
-    files = AnswerFiles(path, WORLD)
-    files.add(Pair(*PAIRS[0]), LEFT)
-    assert lines(path)[0] == row and len(lines(path)) == 2
-    files.undo()
-    assert lines(path) == [row]
 
 
 @pytest.mark.parametrize(
@@ -145,9 +89,6 @@ def test_a_folder_in_the_file_s_place_or_none_for_it_is_said(tmp_path):
     assert "there is no folder" in cell.news.value and cell.left.disabled
 
 
-# The cell
-
-
 def test_twenty_answers_survive_a_restart_and_can_be_undone(path):
     cell = HumanAnnotator(WORLD, path=path)
     assert "mine.jsonl" in cell.news.value and cell.undo.disabled
@@ -161,7 +102,7 @@ def test_twenty_answers_survive_a_restart_and_can_be_undone(path):
     again = HumanAnnotator(WORLD, path=path)
     assert "20 answers are in it" in again.news.value and not again.undo.disabled
     np.testing.assert_allclose(again.taste.weights, cell.taste.weights, atol=1e-6)
-    assert again.pair == cell.pair  # goes on with the pair that was being shown
+    assert again.pair == cell.pair  # continues with the pair that was shown
     last = cell.answers[-1].pair
     again.undo.click()
     assert again.pair.key == last.key and len(again.answers) == 19
@@ -199,7 +140,7 @@ def test_a_skip_is_no_answer_and_undo_brings_it_back(path):
 
 def test_the_cards_show_the_pair_and_an_empty_review_too(path):
     cell = HumanAnnotator(WORLD, pairs=[("nap", "", "good")], path=path)
-    assert "nap" in cell.question.value and "(says nothing)" in cell.left_card.value
+    assert "nap" in cell.question.value and "(empty review)" in cell.left_card.value
     assert "good" in cell.right_card.value
 
 
@@ -225,15 +166,17 @@ def test_the_next_pair_is_where_the_fit_is_least_sure(path):
     cell.next_pair.value = module.LEAST_SURE
     assert "where the fit is least sure" in cell.news.value
     cell.left.click()
-    _, low, high = cell.taste.predict(module.pair_differences(WORLD, cell._pool))
-    _, mine_low, mine_high = cell.taste.predict(module.pair_differences(WORLD, [cell.pair]))
+    _, low, high = cell.taste.predict(pair_differences(WORLD, cell._pool.pairs))
+    _, mine_low, mine_high = cell.taste.predict(pair_differences(WORLD, [cell.pair]))
     done = {answer.pair.key for answer in cell.answers}
-    widths = [w for w, pair in zip(high - low, cell._pool, strict=True) if pair.key not in done]
+    widths = [
+        w for w, pair in zip(high - low, cell._pool.pairs, strict=True) if pair.key not in done
+    ]
     assert mine_high - mine_low == pytest.approx(max(widths))
 
 
 def test_a_used_up_pool_is_filled_again(path, monkeypatch):
-    monkeypatch.setattr(module, "POOL_SIZE", 3)
+    monkeypatch.setattr(annotator_pairs, "POOL_SIZE", 3)
     cell = HumanAnnotator(WORLD, path=path)
     for _ in range(9):
         cell.left.click()
@@ -246,14 +189,14 @@ def test_a_policy_writes_the_reviews(path):
     )
     state = torch.random.get_rng_state()
     cell = HumanAnnotator(WORLD, policy=policy, path=path)
-    assert cell._pool_differences[:, -1].any()  # bad grammar: it talks salad
+    assert cell._pool.differences[:, -1].any()  # bad grammar: it writes word salad
     cell.left.click()
     assert len(cell.answers) == 1
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_the_same_seed_asks_the_same(tmp_path):
-    pools = [HumanAnnotator(WORLD, path=tmp_path / "a", seed=s)._pool for s in (0, 0, 1)]
+    pools = [HumanAnnotator(WORLD, path=tmp_path / "a", seed=s)._pool.pairs for s in (0, 0, 1)]
     assert pools[0] == pools[1] != pools[2]
 
 
@@ -291,8 +234,8 @@ def test_a_file_that_cannot_be_written_loses_nothing(path, monkeypatch, button):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "atomic_file", full)
-        patch.setattr(module.Path, "unlink", full)
+        patch.setattr(annotator_files, "atomic_file", full)
+        patch.setattr(annotator_files.Path, "unlink", full)
         getattr(cell, button).click()
     assert "Not possible" in cell.news.value and "No space left" in cell.news.value
     assert cell.pair == pair and len(cell.answers) == 1 and snapshot(path.parent) == before
@@ -358,13 +301,9 @@ def test_the_whole_cell_prints_nothing_and_has_a_static_figure(whole, path):
         ({"world": "film"}, TypeError, "worlds"),
         ({"policy": "π"}, TypeError, "PolicyModel"),
         ({"policy": "π", "pairs": PAIRS}, ValueError, "not both"),
-        ({"pairs": []}, ValueError, "empty"),
         ({"pairs": [("nap", "good")]}, TypeError, r"pairs\[0\]"),
-        ({"pairs": [PAIRS[0], ("weather", "good", "bad")]}, ValueError, r"pairs\[1\].*weather"),
-        ({"pairs": [("nap", "sunny", "bad")]}, ValueError, "sunny"),
-        ({"pairs": [("nap", "good", " good ")]}, ValueError, "twice"),
         ({"annotator": 3}, TypeError, "annotator"),
-        ({"path": 3}, TypeError, "PathLike"),
+        ({"path": 3}, TypeError, "path must be a file name, got 3"),
         ({"seed": -1}, ValueError, "seed"),
     ],
 )
