@@ -218,9 +218,11 @@ class Population(Annotator):
 
         Raises:
             TypeError: a member that is not a `Rater`; otherwise as for `Rater.rate`.
+            ValueError: no rewards, or as for `Rater.rate`.
         """
         for annotator in self.annotators:
             check_type("every member", annotator, Rater, "a Rater, as only raters can rate")
+        check_same_shape(rewards=rewards)
         check_finite(rewards=rewards)
         check_generator(generator)
         weights, n = self.weights.to(rewards.device), rewards.numel()

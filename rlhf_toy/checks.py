@@ -146,13 +146,12 @@ def check_last_dimension(**tensors: Tensor) -> None:
 
 
 def check_finite(**tensors: Tensor) -> None:
-    """Raise unless every value is a tensor, not empty, without NaN and infinities."""
+    """Raise a TypeError or ValueError unless every value is a tensor without NaN and infinity."""
     check_tensors(**tensors)
     for name, tensor in tensors.items():
-        bad, n = int((~tensor.isfinite()).sum()), tensor.numel()
-        if bad > 0 or n == 0:
-            got = f"NaN or infinity in {bad} of {n} entries"
-            raise ValueError(f"{name} must be finite and not empty, got {got}")
+        if bad := int((~tensor.isfinite()).sum()):
+            got = f"NaN or infinity in {bad} of {tensor.numel()} entries"
+            raise ValueError(f"{name} must be finite, got {got}")
 
 
 def check_ids(name: str, ids: Tensor, limit: int, dim: int, low: int = 0) -> None:

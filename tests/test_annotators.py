@@ -191,8 +191,12 @@ def test_only_the_callers_generator_decides():
 
 def test_ratings_need_finite_rewards():
     for rater in (Rater(), CROWD):
-        with pytest.raises(ValueError, match="finite and not empty, got NaN or infinity in 2 of 3"):
+        with pytest.raises(ValueError, match="finite, got NaN or infinity in 2 of 3"):
             rater.rate(torch.tensor([0.0, math.nan, math.inf]), make_generator(0))
+
+
+def test_a_rater_may_have_nothing_to_rate():
+    assert Rater().rate(torch.zeros(0), make_generator(0)).shape == (0,)
 
 
 def test_an_annotator_without_parentheses_is_refused():

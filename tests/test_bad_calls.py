@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -62,7 +63,7 @@ Kind = Callable[
 
 
 def tensor(name: str, good: Tensor) -> Iterator[Bad]:
-    for value in (None, "text", [0.5], 0.5):
+    for value in (None, "text", [0.5]):
         yield Bad(value, TypeError, f"must be a tensor…, got {value!r}")
     for shape in ((7, 5, 4, 3), (0,)):
         yield Bad(torch.zeros(shape, dtype=good.dtype), ValueError, str(list(shape)))
@@ -70,22 +71,19 @@ def tensor(name: str, good: Tensor) -> Iterator[Bad]:
 
 def finite(name: str, good: Tensor) -> Iterator[Bad]:
     yield from tensor(name, good)
-    for value in (math.nan, math.inf, -math.inf):
+    for value in (math.nan, math.inf):
         bad = good.clone()
         bad.view(-1)[0] = value
-        yield Bad(
-            bad, ValueError, f"{name} must be finite and not empty, got NaN or infinity in 1 of"
-        )
+        yield Bad(bad, ValueError, f"{name} must be finite, got NaN or infinity in 1 of")
 
 
 def any_shape(kind: Kind) -> Kind:
-    """A tensor that may have any shape but the empty one."""
+    """A tensor that may have any shape."""
 
     def with_any_shape(name: str, good: Tensor) -> Iterator[Bad]:
         for bad in kind(name, good):
             if not isinstance(bad.value, Tensor) or bad.value.shape == good.shape:
                 yield bad
-        yield Bad(good[:0], ValueError, f"{name} must be finite and not empty")
 
     return with_any_shape
 
@@ -107,7 +105,7 @@ def probabilities(name: str, good: Tensor) -> Iterator[Bad]:
 
 
 def weights(name: str, good: Tensor) -> Iterator[Bad]:
-    for value in ("text", [0.5], 0.5):
+    for value in ("text", [0.5]):
         yield Bad(value, TypeError, f"must be a tensor, got {value!r}")
     yield Bad(torch.ones(7), ValueError, "[7]")
     for value in (-1.0, 0.0, math.nan, math.inf):
@@ -121,6 +119,17 @@ def ids(limit: int, low: int = 0) -> Kind:
         for value in (low - 1, limit):
             words = f"{name} must be ids from {low} to {limit - 1}, got ids from {value} to {value}"
             yield Bad(torch.full_like(good, value), ValueError, words)
+
+    return kind
+
+
+def any_ids(limit: int) -> Kind:
+    """Ids of any shape."""
+
+    def kind(name: str, good: Tensor) -> Iterator[Bad]:
+        for bad in ids(limit)(name, good):
+            if not isinstance(bad.value, Tensor) or bad.value.shape == good.shape:
+                yield bad
 
     return kind
 
@@ -172,6 +181,11 @@ def integer(low: int = 1, high: int | None = None) -> Kind:
     return kind
 
 
+def or_none(kind: Kind) -> Kind:
+    """What may also be None."""
+    return lambda name, good: (bad for bad in kind(name, good) if bad.value is not None)
+
+
 count, seed = integer(), integer(0, 2**63 - 1)
 
 
@@ -193,7 +207,9 @@ def generator(name: str, good: torch.Generator) -> Iterator[Bad]:
 
 def world(name: str, good: envs.TextWorld) -> Iterator[Bad]:
     for value in (None, "WordMDP", gym.make("FrozenLake-v1"), envs.WordMDP):
-        yield Bad(value, TypeError, "expected one of the rlhf_toy/ worlds, got")
+        yield Bad(
+            value, TypeError, "world must be one of the rlhf_toy worlds, such as WordMDP(), got"
+        )
 
 
 def toy_text(name: str, good: gym.Env) -> Iterator[Bad]:
@@ -274,6 +290,7 @@ TABLE_POLICY = {
     "successors": torch.zeros(2, 11, dtype=torch.long),
 }
 TINY_PPO = ppo.PPOSettings(iterations=1, batch_size=8)
+ZERO = torch.zeros(1, dtype=torch.long)
 TINY_SFT = sft.SFTSettings(corpus_size=4, steps=1)
 
 # Functions of the core: what is called, with good arguments, and each argument's kind.
@@ -561,6 +578,51 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
         reward_model.pair_rewards,
         {"model": (REWARD_MODEL, model), "preferences": (PAIRS, instance("a PreferenceDataset"))},
     ),
+    "envs.WordMDP": (
+        envs.WordMDP,
+        {
+            "spec": (envs.REVIEWS, instance("a WordSpec such as REVIEWS")),
+            "max_length": (3, or_none(count)),
+        },
+    ),
+    "envs.SlipperyWordMDP": (
+        envs.SlipperyWordMDP,
+        {
+            "slip": (0.1, unit),
+            "spec": (envs.REVIEWS, instance("a WordSpec such as REVIEWS")),
+            "max_length": (3, or_none(count)),
+        },
+    ),
+    "envs.PromptBandit": (
+        envs.PromptBandit,
+        {"spec": (envs.QUESTIONS, instance("a BanditSpec such as QUESTIONS"))},
+    ),
+    "envs.WordSpec": (
+        partial(dataclasses.replace, envs.REVIEWS),
+        {
+            "repetition_cost": (1.0, not_negative),
+            "grammar_cost": (1.0, not_negative),
+            "contrast_cost": (1.0, not_negative),
+            "silence_cost": (1.0, not_negative),
+            "two_phrases": (0.5, required(number("at least 0 and below 1", -0.1, 1.0))),
+            "intensified": (0.5, unit),
+            "negated": (0.5, unit),
+            "max_length": (3, count),
+        },
+    ),
+    "envs.sample_prompts": (
+        WORLD.sample_prompts,
+        {"n": (2, count), "generator": (make_generator(0), generator)},
+    ),
+    "envs.sample_corpus": (
+        WORLD.sample_corpus,
+        {"n": (2, count), "generator": (make_generator(0), generator)},
+    ),
+    "envs.transition": (
+        SLIPPERY.transition,
+        {"actions": (torch.tensor([0, 10]), ids(11)), "uniforms": (ONES / 2, tensor)},
+    ),
+    "envs.prompt_tokens": (WORLD.prompt_tokens, {"prompts": (torch.tensor([0, 5]), any_ids(6))}),
     "sft.train_reference": (
         sft.train_reference,
         {"world": (WORLD, world), "settings": (TINY_SFT, settings)} | TRAIN,
@@ -837,6 +899,13 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
     ),
     (
         "annotators.Population.rate",
+        "no rewards",
+        lambda: CROWD.rate(TRUE[:0], make_generator(0)),
+        ValueError,
+        "there must be at least one entry, got rewards [0]",
+    ),
+    (
+        "annotators.Population.rate",
         "a member without a scale",
         lambda: annotators.Population([BRADLEY_TERRY]).rate(TRUE, make_generator(0)),
         TypeError,
@@ -913,7 +982,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             f"world {w!r}",
             lambda w=w: preferences.PreferenceDataset.load("/", w),
             TypeError,
-            "expected one of the rlhf_toy/ worlds",
+            "world must be one of the rlhf_toy worlds",
         )
         for w in (None, "WordMDP")
     ),
@@ -997,7 +1066,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             words,
         )
         for tables, error, words in (
-            ({"world": None}, TypeError, "expected one of the rlhf_toy/ worlds, got None"),
+            ({"world": None}, TypeError, "world must be one of the rlhf_toy worlds…got None"),
             ({"logits": None}, TypeError, "logits must be a tensor, got None"),
             ({"logits": torch.zeros(2, 10)}, ValueError, "with A = 11 and X = 6, got [2, 10]"),
             ({"logits": torch.full((2, 11), -math.inf)}, ValueError, "logits must be finite"),
@@ -1115,26 +1184,6 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
     ),
     *(
         (
-            "envs.WordMDP",
-            f"max_length {n!r}",
-            lambda n=n: envs.WordMDP(max_length=n),
-            (TypeError, ValueError),
-            "max_length must be",
-        )
-        for n in (0, -1, 2.5, "3", None, True)
-    ),
-    *(
-        (
-            "envs.SlipperyWordMDP",
-            f"slip {slip!r}",
-            lambda slip=slip: envs.SlipperyWordMDP(slip),
-            (TypeError, ValueError),
-            "slip must be",
-        )
-        for slip in (-0.1, 1.1, math.nan, math.inf, "0.5", None, True)
-    ),
-    *(
-        (
             f"envs.{kind.__name__}",
             "render_mode",
             lambda kind=kind: kind(render_mode="human"),
@@ -1144,21 +1193,138 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         for kind in (envs.PromptBandit, envs.WordMDP, envs.SlipperyWordMDP)
     ),
     *(
+        ("envs.prompt_index", f"prompt {p!r}", lambda p=p: WORLD.prompt_index(p), error, words)
+        for p, error, words in (
+            ("opera", ValueError, "unknown prompt 'opera'; the prompts are ['film', 'concert'"),
+            (None, TypeError, "prompt must be a text, got None"),
+            (3, TypeError, "prompt must be a text, got 3"),
+        )
+    ),
+    *(
+        ("envs.encode", f"text {text!r}", lambda text=text: WORLD.encode(text), error, words)
+        for text, error, words in (
+            ("nice", ValueError, "unknown word 'nice'; the words are ['good', 'great'"),
+            ("bad bad bad bad", ValueError, "4 words; a response has at most 3"),
+            (None, TypeError, "text must be a text, got None"),
+            (["bad"], TypeError, "text must be a text, got ['bad']"),
+        )
+    ),
+    *(
+        ("envs.encode_words", f"words {w!r}", lambda w=w: WORLD.encode_words(w), error, words)
+        for w, error, words in (
+            ("bad", TypeError, "words must be a list of words, got 'bad'"),
+            ([3], ValueError, "unknown word 3"),
+        )
+    ),
+    *(
+        ("envs.decode", f"response {shown(r)}", lambda r=r: WORLD.decode(r), error, words)
+        for r, error, words in (
+            (None, TypeError, "got None"),
+            (torch.tensor([0, 1]), ValueError, "must be a row of 3 tokens, got a tensor [2]"),
+            (torch.tensor([[0, 1, 2]]), ValueError, "one response at a time, got a tensor [1, 3]"),
+            (torch.tensor([-1, -1, -1]), ValueError, "ids from 0 to 11, got ids from -1 to -1"),
+        )
+    ),
+    *(
+        (f"envs.{f.__name__}", f"responses {shown(r)}", lambda f=f, r=r: f(ZERO, r), error, words)
+        for f in (WORLD.response_rewards, lambda prompts, r: WORLD.response_index(r))
+        for r, error, words in (
+            (None, TypeError, "got None"),
+            (torch.tensor([[0, 1]]), ValueError, "must be a row of 3 tokens, got a tensor [1, 2]"),
+            (torch.tensor([[0, 1, 99]]), ValueError, "ids from 0 to 11, got ids from 0 to 99"),
+            (torch.tensor([[0.0, 1, 2]]), ValueError, "must be a nonempty int64 tensor"),
+            (torch.tensor([[11, 1, 2]]), ValueError, "must not have the pad token 11"),
+        )
+    ),
+    *(
         (
-            "envs.prompt_index",
-            f"prompt {p!r}",
-            lambda p=p: WORLD.prompt_index(p),
-            (TypeError, ValueError),
+            "envs.response_rewards",
+            f"prompts {shown(prompts)}",
+            lambda prompts=prompts: WORLD.response_rewards(prompts, torch.tensor([[0, 1, 2]])),
+            error,
             words,
         )
-        for p, words in (("opera", "unknown prompt 'opera'"), (None, "None"), (3, "3"))
+        for prompts, error, words in (
+            ([0], TypeError, "prompts must be a tensor, got [0]"),
+            (ZERO - 1, ValueError, "prompts must be ids from 0 to 5, got ids from -1 to -1"),
+            (ZERO.repeat(2), ValueError, "got 2 prompts for 1 responses"),
+        )
     ),
     *(
-        ("envs.encode", f"text {t!r}", lambda t=t: WORLD.encode(t), (TypeError, ValueError), words)
-        for t, words in (("nice", "unknown word 'nice'"), ("bad " * 4, "4 words"), (None, "None"))
+        (
+            "envs.reset",
+            f"prompt {x!r}",
+            lambda x=x: WORLD.reset(options={"prompt": x}),
+            ValueError,
+            words,
+        )
+        for x, words in (
+            (6, "prompt must be 0 … 5, got 6"),
+            (-1, "prompt must be 0 … 5, got -1"),
+            ("opera", "unknown prompt 'opera'"),
+        )
     ),
     *(
-        ("envs.unwrap", f"{w!r}", lambda w=w: envs.unwrap(w), TypeError, "rlhf_toy/ worlds")
+        (
+            "envs.step",
+            f"action {a!r}",
+            lambda a=a: started().step(a),
+            ValueError,
+            "action must be 0",
+        )
+        for a in (-1, 11, None, "good", 1.5)
+    ),
+    (
+        "envs.step",
+        "before reset",
+        lambda: envs.WordMDP().step(0),
+        ValueError,
+        "call reset() first",
+    ),
+    *(
+        ("envs.WordSpec", f"{name} {v!r:.30}", lambda n=name, v=v: word_spec(n, v), error, words)
+        for name, v, error, words in (
+            ("prompts", None, TypeError, "prompts must be a tuple or list of texts, got None"),
+            ("prompts", (), ValueError, "prompts must hold at least one text"),
+            ("prompts", ("film", "film"), ValueError, "'film' is empty or given twice"),
+            ("adjectives", ["good"], TypeError, "adjectives must be a mapping such as a dict"),
+            (
+                "adjectives",
+                {"good": "1"},
+                TypeError,
+                "adjectives['good'] must be a number, got '1'",
+            ),
+            ("adjectives", {"good": math.nan}, ValueError, "must be a finite number, got nan"),
+            ("adjectives", {"so so": 1}, ValueError, "must not contain blanks, got 'so so'"),
+            ("adjectives", {"very": 1}, ValueError, "'very' is empty or given twice"),
+            ("intensifiers", {"very": 0}, ValueError, "must be a finite number above 0, got 0"),
+            ("negations", {"not": 1}, ValueError, "must be a finite number below 0, got 1"),
+            ("conjunctions", {"and": 0.5}, ValueError, "must be 1 or -1, got 0.5"),
+            ("prompt_taste", {"opera": {}}, ValueError, "prompt_taste has an unknown 'opera'"),
+            ("prompt_taste", {"film": {"nice": 1}}, ValueError, "has an unknown 'nice'"),
+            ("corpus_weights", {"good": 0}, ValueError, "must be a finite number above 0, got 0"),
+            ("grammar", {"start": ("end", "verb")}, ValueError, "has an unknown 'verb'"),
+            ("grammar", {"start": ("adjectives",)}, ValueError, "must lead from 'start' to 'end'"),
+        )
+    ),
+    *(
+        ("envs.BanditSpec", f"{name} {v!r}", lambda n=name, v=v: bandit_spec(n, v), error, words)
+        for name, v, error, words in (
+            ("prompts", "a", TypeError, "prompts must be a tuple or list of texts, got 'a'"),
+            ("responses", (), ValueError, "responses must hold at least one text"),
+            ("taste", ((1,),), ValueError, "taste must have a row for each of 1 prompts"),
+            ("taste", None, ValueError, "with a number for each of 2 responses, got None"),
+            ("taste", (("1", 2),), TypeError, "each entry of taste must be a number, got '1'"),
+            (
+                "habits",
+                ((math.nan, 2),),
+                ValueError,
+                "each entry of habits must be a finite number",
+            ),
+        )
+    ),
+    *(
+        ("envs.unwrap", f"{w!r}", lambda w=w: envs.unwrap(w), TypeError, "rlhf_toy worlds")
         for w in (None, "WordMDP", 3)
     ),
 ]
@@ -1167,6 +1333,21 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
 def empty(arguments: dict[str, tuple[Any, Kind]]) -> dict[str, Any]:
     """The arguments of a loss without any rows."""
     return {n: g[:0] if isinstance(g, Tensor) else g for n, (g, _) in arguments.items()}
+
+
+def started() -> envs.WordMDP:
+    world = envs.WordMDP(max_length=3)
+    world.reset(seed=0)
+    return world
+
+
+def word_spec(name: str, value: Any) -> envs.WordSpec:
+    return dataclasses.replace(envs.REVIEWS, **{name: value})
+
+
+def bandit_spec(name: str, value: Any) -> envs.BanditSpec:
+    good = {"prompts": ("a",), "responses": ("b", "c"), "taste": ((1, 2),), "habits": ((0, 0),)}
+    return envs.BanditSpec(**good | {name: value})
 
 
 def other_world_pairs() -> preferences.PreferenceDataset:

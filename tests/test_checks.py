@@ -177,12 +177,9 @@ def test_shapes_that_do_not_broadcast_or_have_no_entries(other):
 def test_finite_tensors():
     check_finite(x=ROWS, y=torch.tensor([1, 2]))
     for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(
-            ValueError, match="y must be finite and not empty, got NaN or infinity in 1 of 2"
-        ):
+        with pytest.raises(ValueError, match="y must be finite, got NaN or infinity in 1 of 2"):
             check_finite(x=ROWS, y=torch.tensor([0.0, bad]))
-    with pytest.raises(ValueError, match="in 0 of 0 entries"):
-        check_finite(y=torch.zeros(0))
+    check_finite(y=torch.zeros(0))
 
 
 def test_ids_are_int64_within_limits():
