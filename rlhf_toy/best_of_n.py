@@ -13,27 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import (
-    check_count,
-    check_distribution,
-    check_finite,
-    check_shapes,
-    check_tensors,
-    check_type,
-)
+from rlhf_toy import training
+from rlhf_toy.checks import check_count, check_distribution, check_finite, check_shapes, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
 from rlhf_toy.models import Policy, check_fits, sample
-from rlhf_toy.training import (
-    History,
-    Metrics,
-    State,
-    check_settings,
-    make_checkpoint,
-    make_generator,
-    pick_device,
-    run_steps,
-)
+from rlhf_toy.training import History, Metrics
 
 
 def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
@@ -113,7 +98,7 @@ class BestOfNSettings:
     samples: int = 512  # groups of n responses drawn for the estimate
 
     def __post_init__(self) -> None:
-        check_settings(self, ("samples",), ("beta",))
+        training.check_settings(self)
         check_type("ns", self.ns, tuple, "a tuple of integers")
         if not self.ns:
             raise ValueError("ns must name at least one n")
@@ -122,7 +107,7 @@ class BestOfNSettings:
 
 
 def best_of_n_iteration(
-    state: State,
+    state: training.State,
     world: TextWorld,
     reference: Policy,
     scores: Tensor,
@@ -182,34 +167,22 @@ def run_best_of_n(
     """
     world = unwrap(world)
     check_type("settings", settings, BestOfNSettings, "BestOfNSettings")
-    check_tensors(scores=scores)
-    device = pick_device(device)
-    generator = make_generator(seed, device)
+    check_finite(scores=scores)
+    device = training.pick_device(device)
+    generator = training.make_generator(seed, device)
     check_fits(reference, world)
     reference = copy.deepcopy(reference).to(device)
     scores = scores.cpu()
     yardstick = Yardstick(world, reference, settings.beta)
     best_of_n_logps(yardstick.ref_logps, scores, 1)  # raises where the scores do not fit
-    state = State(generator, 0)
-    history = run_steps(
-        "best of n",
+    state = training.State(generator)
+    inputs = {"world": world.fingerprint, "reference": reference, "scores": scores}
+    history = training.run_steps(
         state,
         lambda: best_of_n_iteration(state, world, reference, scores, yardstick, settings),
         len(settings.ns),
-        shown_metrics={
-            "exact/scores": "score",
-            "objective/scores": "estimated",
-            "exact/kl": "kl",
-        },
-        checkpoint=make_checkpoint(
-            checkpoint,
-            "best of n",
-            settings,
-            seed,
-            world=world.fingerprint,
-            reference=reference,
-            scores=scores,
-        ),
+        training.Checkpoint(checkpoint, "best of n", settings, seed, **inputs),
+        shown_metrics={"exact/scores": "score", "objective/scores": "estimated", "exact/kl": "kl"},
     )
     liked, kls = history.series("exact/scores")[1], history.series("exact/kl")[1]
     objectives = [score - settings.beta * kl for score, kl in zip(liked, kls, strict=True)]

@@ -13,32 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_choice, check_number, check_type
+from rlhf_toy import training
+from rlhf_toy.checks import check_choice, check_type
 from rlhf_toy.exact import Yardstick, make_yardstick
-from rlhf_toy.losses import (
-    PairLogps,
-    cdpo_loss,
-    dpo_loss,
-    ipo_loss,
-    preference_accuracy,
-)
+from rlhf_toy.losses import PairLogps, cdpo_loss, dpo_loss, ipo_loss, preference_accuracy
 from rlhf_toy.models import Policy, PolicyModel, check_fits
 from rlhf_toy.preferences import PreferenceDataset
-from rlhf_toy.training import (
-    BestSoFar,
-    History,
-    Metrics,
-    State,
-    Watch,
-    check_settings,
-    linear_decay,
-    make_checkpoint,
-    make_generator,
-    minibatch,
-    pick_device,
-    run_steps,
-    trainable_copy,
-)
+from rlhf_toy.training import BestSoFar, History, Metrics
 
 
 @dataclass(frozen=True)
@@ -57,21 +38,13 @@ class DPOSettings:
     measure_every: int = 25  # steps between two measurements, exact and on the held-out pairs
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "warmup_steps", "measure_every")
-        check_settings(
-            self,
-            counts,
-            positive=("beta", "learning_rate"),
-            shares=("held_out",),
-            flags=("early_stopping",),
-        )
+        ranges = {"held_out": {"above": 0, "below": 1}, "label_smoothing": {"low": 0, "below": 0.5}}
+        training.check_settings(self, **ranges)
         check_choice("loss", self.loss, LOSSES)
-        check_number("label_smoothing", self.label_smoothing, low=0, below=0.5)
         if (self.label_smoothing > 0) != (self.loss == "cdpo"):
-            raise ValueError(
-                "label_smoothing must be above 0 for the loss 'cdpo' and 0 for any other, got "
-                f"{self.label_smoothing} for {self.loss!r}"
-            )
+            wanted = "above 0 for the loss 'cdpo' and 0 for any other"
+            got = f"{self.label_smoothing} for {self.loss!r}"
+            raise ValueError(f"label_smoothing must be {wanted}, got {got}")
 
 
 # What `DPOSettings.loss` may name: the loss of a batch of pairs, given settings and row weights.
@@ -82,21 +55,15 @@ LOSSES: dict[str, Callable[[PairLogps, DPOSettings, Tensor | None], Tensor]] = {
 }
 
 
-@dataclass
-class DPOState(State):
-    """What changes during DPO."""
+class DPOState(training.State):
+    """What changes during DPO; `generator` also seeds the shuffling."""
 
-    policy: PolicyModel
-    optimizer: torch.optim.Optimizer
-    best: BestSoFar  # on the held-out pairs
-
-    @classmethod
-    def start(
-        cls, policy: PolicyModel, settings: DPOSettings, generator: torch.Generator
-    ) -> DPOState:
-        """Return the state before the first step; `generator` also seeds the shuffling."""
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
-        return cls(generator, 0, policy, optimizer, BestSoFar(policy))
+    def __init__(
+        self, policy: PolicyModel, settings: DPOSettings, generator: torch.Generator
+    ) -> None:
+        super().__init__(generator)
+        self.policy, self.best = policy, BestSoFar(policy)  # the best on the held-out pairs
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
 
 
 def pair_logps(policy: Policy, preferences: PreferenceDataset) -> Tensor:
@@ -145,12 +112,11 @@ def dpo_iteration(
 ) -> Metrics:
     """Do one step of DPO on a batch of the N pairs; `ref_logps` [2, N] as in `preference_loss`."""
     seed = state.generator.initial_seed()
-    rows = minibatch(len(preferences), settings.batch_size, state.step, seed)
+    rows = training.minibatch(len(preferences), settings.batch_size, state.step, seed)
     loss, pairs = preference_loss(state.policy, preferences[rows], ref_logps[:, rows], settings)
 
-    linear_decay(
-        state.optimizer, settings.learning_rate, state.step, settings.steps, settings.warmup_steps
-    )
+    rates = settings.learning_rate, state.step, settings.steps, settings.warmup_steps
+    training.linear_decay(state.optimizer, *rates)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
@@ -186,7 +152,7 @@ def train_dpo(
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
-    watch: Watch | None = None,
+    watch: training.Watch | None = None,
     start: PolicyModel | None = None,
     yardstick: Yardstick | None = None,
 ) -> tuple[PolicyModel, History]:
@@ -224,38 +190,32 @@ def train_dpo(
     check_type("preferences", preferences, PreferenceDataset, "a PreferenceDataset")
     check_type("settings", settings, DPOSettings, "DPOSettings")
     world = preferences.world
-    device = pick_device(device)
-    generator = make_generator(seed)
-    policy = trainable_copy(reference if start is None else start, world).to(device)
+    device = training.pick_device(device)
+    generator = training.make_generator(seed)
+    start = reference if start is None else start
+    policy = training.trainable_copy(start, world).to(device)
     check_fits(reference, world)
     reference = copy.deepcopy(reference).to(device).requires_grad_(False)
     train, held_out = preferences.to(device).split(1 - settings.held_out, seed)
     with torch.no_grad():  # once: the reference does not change
         ref_train, ref_held_out = pair_logps(reference, train), pair_logps(reference, held_out)
     yardstick = yardstick or make_yardstick(world, reference, settings.beta)
-    state = DPOState.start(policy, settings, generator)
-    history = run_steps(
-        "DPO",
+    state = DPOState(policy, settings, generator)
+
+    def measure() -> Metrics:
+        found = measure_held_out(state, held_out, ref_held_out, settings)
+        return {**found, **yardstick.metrics(policy)}
+
+    inputs = {"world": world.fingerprint, "reference": reference, "start": policy}
+    history = training.run_steps(
         state,
         lambda: dpo_iteration(state, train, ref_train, settings),
         settings.steps,
-        measure=lambda: {
-            **measure_held_out(state, held_out, ref_held_out, settings),
-            **yardstick.metrics(policy),
-        },
+        training.Checkpoint(checkpoint, "DPO", settings, seed, **inputs, pairs=preferences.columns),
+        measure,
         measure_every=settings.measure_every,
         record_every=settings.measure_every,
         shown_metrics={"exact/gap": "gap", "loss": "loss"},
-        checkpoint=make_checkpoint(
-            checkpoint,
-            "DPO",
-            settings,
-            seed,
-            world=world.fingerprint,
-            reference=reference,
-            start=policy,
-            pairs=(preferences.prompts, preferences.chosen, preferences.rejected),
-        ),
         watch=watch,
     )
     if settings.early_stopping:

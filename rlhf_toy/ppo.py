@@ -13,37 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_toy.checks import check_choice, check_number, check_positive, check_type
+from rlhf_toy import losses, training
+from rlhf_toy.checks import check_choice, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
-from rlhf_toy.losses import (
-    AGGREGATES,
-    approx_kl,
-    gae,
-    masked_mean,
-    ppo_clip_loss,
-    token_rewards,
-    value_loss,
-    weighted_mean,
-    whiten,
-)
+from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
 from rlhf_toy.models import Policy, PolicyModel, Rollout, ValueModel, check_fits, sample
-from rlhf_toy.training import (
-    History,
-    Metrics,
-    Reward,
-    State,
-    Watch,
-    check_scores,
-    check_settings,
-    linear_decay,
-    make_checkpoint,
-    make_generator,
-    pick_device,
-    reward_digest,
-    run_steps,
-    trainable_copy,
-)
+from rlhf_toy.training import History, Metrics, Reward
 
 
 @dataclass(frozen=True)
@@ -68,41 +44,28 @@ class PPOSettings:
     measure_every: int = 25  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
-        counts = ("iterations", "batch_size", "num_ppo_epochs", "num_mini_batches", "measure_every")
-        positive = ("beta", "learning_rate", "vf_coef", "cliprange", "max_grad_norm")
-        check_settings(self, counts, positive, flags=("use_critic", "whiten_advantages"))
-        check_number("gamma", self.gamma, 0, 1)
-        check_number("lam", self.lam, 0, 1)
-        check_choice("aggregate", self.aggregate, AGGREGATES)
-        if self.cliprange_value is not None:
-            check_positive(cliprange_value=self.cliprange_value)
+        share = {"low": 0, "high": 1}
+        training.check_settings(self, gamma=share, lam=share)
+        check_choice("aggregate", self.aggregate, losses.AGGREGATES)
         if self.batch_size % self.num_mini_batches:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of num_mini_batches "
-                f"{self.num_mini_batches}"
-            )
+            wanted = f"a multiple of num_mini_batches {self.num_mini_batches}"
+            raise ValueError(f"batch_size {self.batch_size} must be {wanted}")
 
 
-@dataclass
-class PPOState(State):
-    """What changes during PPO."""
+class PPOState(training.State):
+    """What changes during PPO; the critic maps prompts [B], responses [B, T] to values [B, T]."""
 
-    policy: PolicyModel
-    critic: nn.Module  # prompts [B], responses [B, T] → values [B, T]
-    optimizer: torch.optim.Optimizer
-
-    @classmethod
-    def start(
-        cls,
+    def __init__(
+        self,
         policy: PolicyModel,
         critic: nn.Module,
         settings: PPOSettings,
         generator: torch.Generator,
-    ) -> PPOState:
-        """Return the state before the first iteration."""
-        parameters = [*policy.parameters(), *critic.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, eps=1e-5, fused=True)
-        return cls(generator, 0, policy, critic, optimizer)
+    ) -> None:
+        super().__init__(generator)
+        self.policy, self.critic = policy, critic
+        parameters, rate = [*policy.parameters(), *critic.parameters()], settings.learning_rate
+        self.optimizer = torch.optim.Adam(parameters, lr=rate, eps=1e-5, fused=True)
 
 
 @dataclass(frozen=True)
@@ -133,15 +96,13 @@ def make_experience(
         weights: [B] weights of the responses, for the whitening.
     """
     # The reward on the last token, −β log-ratio on every one.
-    rewards = token_rewards(scores, rollout.logps, ref_logps, rollout.mask, settings.beta)
+    rewards = losses.token_rewards(scores, rollout.logps, ref_logps, rollout.mask, settings.beta)
     old_values = critic(rollout.prompts, rollout.responses)
     baseline = old_values if settings.use_critic else torch.zeros_like(old_values)
-    advantages, returns = gae(rewards, baseline, rollout.mask, settings.gamma, settings.lam)
+    advantages, returns = losses.gae(rewards, baseline, rollout.mask, settings.gamma, settings.lam)
     if settings.whiten_advantages:
-        advantages = whiten(advantages, rollout.mask, weights)
-    return Experience(
-        **vars(rollout), advantages=advantages, returns=returns, old_values=old_values
-    )
+        advantages = losses.whiten(advantages, rollout.mask, weights)
+    return Experience(*vars(rollout).values(), advantages, returns, old_values)
 
 
 def ppo_loss(
@@ -164,19 +125,13 @@ def ppo_loss(
         scalar, and metrics of the batch without gradient: `loss/policy`, `loss/value`, `val/ratio`,
         `policy/approxkl` and `policy/clipfrac` (means over tokens).
     """
-    logps = policy.token_logps(batch.prompts, batch.responses, batch.actions)
-    loss_policy = ppo_clip_loss(
-        logps,
-        batch.logps,
-        batch.advantages,
-        batch.mask,
-        settings.cliprange,
-        settings.aggregate,
-        weights,
+    logps, mask = policy.token_logps(batch.prompts, batch.responses, batch.actions), batch.mask
+    loss_policy = losses.ppo_clip_loss(
+        logps, batch.logps, batch.advantages, mask, settings.cliprange, settings.aggregate, weights
     )
     values = critic(batch.prompts, batch.responses)
-    loss_value = value_loss(
-        values, batch.old_values, batch.returns, batch.mask, settings.cliprange_value, weights
+    loss_value = losses.value_loss(
+        values, batch.old_values, batch.returns, mask, settings.cliprange_value, weights
     )
     with torch.no_grad():
         ratio = (logps - batch.logps).exp()
@@ -185,9 +140,9 @@ def ppo_loss(
         metrics = {
             "loss/policy": loss_policy.detach(),
             "loss/value": loss_value.detach(),
-            "val/ratio": masked_mean(ratio, batch.mask, weights),
-            "policy/approxkl": masked_mean(approxkl, batch.mask, weights),
-            "policy/clipfrac": masked_mean(clipped, batch.mask, weights),
+            "val/ratio": masked_mean(ratio, mask, weights),
+            "policy/approxkl": masked_mean(approxkl, mask, weights),
+            "policy/clipfrac": masked_mean(clipped, mask, weights),
         }
     return loss_policy + settings.vf_coef * loss_value, metrics
 
@@ -214,23 +169,20 @@ def ppo_iteration(
     rollout, index = sample(state.policy, world, prompts, state.generator).distinct()
     counts = index.bincount()
     with torch.no_grad():
-        scores = check_scores(reward(rollout.prompts, rollout.responses), rollout.prompts)
+        scores = training.check_scores(reward(rollout.prompts, rollout.responses), rollout.prompts)
         ref_logps = reference.token_logps(rollout.prompts, rollout.responses, rollout.actions)
         experience = make_experience(rollout, scores, ref_logps, state.critic, settings, counts)
 
     # Step towards what was better, within the clip.
-    linear_decay(state.optimizer, settings.learning_rate, state.step, settings.iterations)
+    training.linear_decay(state.optimizer, settings.learning_rate, state.step, settings.iterations)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     updates = []
     for _ in range(settings.num_ppo_epochs):
-        order = torch.randperm(
-            settings.batch_size, generator=state.generator, device=prompts.device
-        )
+        order = torch.randperm(len(prompts), generator=state.generator, device=prompts.device)
         for drawn in order.chunk(settings.num_mini_batches):
             rows, weights = index[drawn].unique(return_counts=True)
-            loss, metrics = ppo_loss(
-                state.policy, state.critic, experience[rows], settings, weights
-            )
+            batch = experience[rows]
+            loss, metrics = ppo_loss(state.policy, state.critic, batch, settings, weights)
             state.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -259,7 +211,7 @@ def train_ppo(
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
-    watch: Watch | None = None,
+    watch: training.Watch | None = None,
     start: PolicyModel | None = None,
     yardstick: Yardstick | None = None,
 ) -> tuple[PolicyModel, History]:
@@ -298,44 +250,34 @@ def train_ppo(
     """
     world = unwrap(world)
     check_type("settings", settings, PPOSettings, "PPOSettings")
-    check_type(
-        "reward", reward, Callable, "a RewardModel or a function such as world.response_rewards"
-    )
-    device = pick_device(device)
-    generator = make_generator(seed, device)
-    policy = trainable_copy(reference if start is None else start, world).to(device)
+    kinds = "a RewardModel or a function such as world.response_rewards"
+    check_type("reward", reward, Callable, kinds)
+    device = training.pick_device(device)
+    generator = training.make_generator(seed, device)
+    start = reference if start is None else start
+    policy = training.trainable_copy(start, world).to(device)
     check_fits(reference, world)
     reference = copy.deepcopy(reference).to(device).requires_grad_(False)
-    critic = ValueModel(policy.config, make_generator(seed))
+    critic = ValueModel(policy.config, training.make_generator(seed))
     critic.start_from(policy)
     critic.to(device)
     if isinstance(reward, nn.Module):
         check_fits(reward, world)
         reward = copy.deepcopy(reward).to(device)
     yardstick = yardstick or make_yardstick(world, reference, settings.beta)
-    state = PPOState.start(policy, critic, settings, generator)
-    history = run_steps(
-        "PPO",
+    state = PPOState(policy, critic, settings, generator)
+    inputs = {"world": world.fingerprint, "reference": reference, "start": policy}
+    if checkpoint is not None:
+        inputs["reward"] = training.reward_digest(reward, world, device)
+    shown = {"exact/gap": "gap", "objective/rlhf_reward": "J on samples", "objective/kl": "kl"}
+    history = training.run_steps(
         state,
         lambda: ppo_iteration(state, world, reference, reward, settings),
         settings.iterations,
-        measure=lambda: yardstick.metrics(policy),
-        measure_every=settings.measure_every,
-        shown_metrics={
-            "exact/gap": "gap",
-            "objective/rlhf_reward": "J on samples",
-            "objective/kl": "kl",
-        },
-        checkpoint=make_checkpoint(
-            checkpoint,
-            "PPO",
-            settings,
-            seed,
-            world=world.fingerprint,
-            reference=reference,
-            start=policy,
-            reward=reward_digest(reward, world, device) if checkpoint else None,
-        ),
+        training.Checkpoint(checkpoint, "PPO", settings, seed, **inputs),
+        lambda: yardstick.metrics(policy),
+        settings.measure_every,
+        shown_metrics=shown,
         watch=watch,
     )
     return policy, history

@@ -67,6 +67,11 @@ class PreferenceDataset:
             if (self.world.response_mask(ids) & (ids == self.world.pad_token)).any():
                 raise ValueError(f"{name} has a pad token before its response has ended")
 
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts [N], chosen and rejected responses [N, T]."""
+        return self.prompts, self.chosen, self.rejected
+
     def __len__(self) -> int:
         return len(self.prompts)
 

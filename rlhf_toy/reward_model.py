@@ -11,23 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_number, check_type
+from rlhf_toy import training
+from rlhf_toy.checks import check_type
 from rlhf_toy.losses import bradley_terry_loss, preference_accuracy
 from rlhf_toy.models import GPTConfig, RewardModel, check_fits
 from rlhf_toy.preferences import PreferenceDataset
-from rlhf_toy.training import (
-    BestSoFar,
-    History,
-    Metrics,
-    State,
-    check_settings,
-    linear_decay,
-    make_checkpoint,
-    make_generator,
-    minibatch,
-    pick_device,
-    run_steps,
-)
+from rlhf_toy.training import BestSoFar, History, Metrics
 
 
 @dataclass(frozen=True)
@@ -42,28 +31,19 @@ class RewardModelSettings:
     measure_every: int = 25  # steps between two measurements on the held-out pairs
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "measure_every")
-        check_settings(self, counts, positive=("learning_rate",), shares=("held_out",))
-        check_number("weight_decay", self.weight_decay, low=0)
+        training.check_settings(self, weight_decay={"low": 0}, held_out={"above": 0, "below": 1})
 
 
-@dataclass
-class RewardModelState(State):
-    """What changes during the reward model's training."""
+class RewardModelState(training.State):
+    """What changes during the reward model's training; `generator` also seeds the shuffling."""
 
-    model: RewardModel
-    optimizer: torch.optim.Optimizer
-    best: BestSoFar  # on the held-out pairs
-
-    @classmethod
-    def start(
-        cls, model: RewardModel, settings: RewardModelSettings, generator: torch.Generator
-    ) -> RewardModelState:
-        """Return the state before the first step; `generator` also seeds the shuffling."""
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        return cls(generator, 0, model, optimizer, BestSoFar(model))
+    def __init__(
+        self, model: RewardModel, settings: RewardModelSettings, generator: torch.Generator
+    ) -> None:
+        super().__init__(generator)
+        rate, decay = settings.learning_rate, settings.weight_decay
+        self.model, self.best = model, BestSoFar(model)  # the best on the held-out pairs
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
 
 
 def pair_rewards(model: RewardModel, preferences: PreferenceDataset) -> Tensor:
@@ -99,10 +79,10 @@ def reward_model_iteration(
 ) -> Metrics:
     """Do one step of maximum likelihood on a batch of the pairs."""
     seed = state.generator.initial_seed()
-    batch = preferences[minibatch(len(preferences), settings.batch_size, state.step, seed)]
-    loss, rewards = reward_model_loss(state.model, batch)
+    rows = training.minibatch(len(preferences), settings.batch_size, state.step, seed)
+    loss, rewards = reward_model_loss(state.model, preferences[rows])
 
-    linear_decay(state.optimizer, settings.learning_rate, state.step, settings.steps)
+    training.linear_decay(state.optimizer, settings.learning_rate, state.step, settings.steps)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
@@ -156,28 +136,21 @@ def train_reward_model(
     """
     check_type("preferences", preferences, PreferenceDataset, "a PreferenceDataset")
     check_type("settings", settings, RewardModelSettings, "RewardModelSettings")
-    device = pick_device(device)
-    generator = make_generator(seed)
+    device = training.pick_device(device)
+    generator = training.make_generator(seed)
     train, held_out = preferences.to(device).split(1 - settings.held_out, seed)
     model = RewardModel(GPTConfig.for_world(preferences.world), generator).to(device)
-    state = RewardModelState.start(model, settings, generator)
-    history = run_steps(
-        "reward model",
+    state = RewardModelState(model, settings, generator)
+    inputs = {"world": preferences.world.fingerprint, "pairs": preferences.columns}
+    history = training.run_steps(
         state,
         lambda: reward_model_iteration(state, train, settings),
         settings.steps,
-        measure=lambda: measure_held_out(state, held_out),
+        training.Checkpoint(checkpoint, "reward model", settings, seed, **inputs),
+        lambda: measure_held_out(state, held_out),
         measure_every=settings.measure_every,
         record_every=settings.measure_every,
         shown_metrics={"held_out/accuracy": "held-out accuracy", "loss": "loss"},
-        checkpoint=make_checkpoint(
-            checkpoint,
-            "reward model",
-            settings,
-            seed,
-            world=preferences.world.fingerprint,
-            pairs=(preferences.prompts, preferences.chosen, preferences.rejected),
-        ),
     )
     state.best.restore(model)
     return model, history

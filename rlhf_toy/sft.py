@@ -11,22 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_toy import training
 from rlhf_toy.checks import check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.losses import masked_mean
 from rlhf_toy.models import GPTConfig, Policy, PolicyModel
-from rlhf_toy.training import (
-    History,
-    Metrics,
-    State,
-    check_settings,
-    linear_decay,
-    make_checkpoint,
-    make_generator,
-    minibatch,
-    pick_device,
-    run_steps,
-)
+from rlhf_toy.training import History, Metrics, minibatch
 
 
 @dataclass(frozen=True)
@@ -40,24 +30,18 @@ class SFTSettings:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        counts = ("corpus_size", "steps", "batch_size", "log_every")
-        check_settings(self, counts, positive=("learning_rate",))
+        training.check_settings(self)
 
 
-@dataclass
-class SFTState(State):
-    """What changes during supervised training."""
+class SFTState(training.State):
+    """What changes during supervised training; `generator` also seeds the shuffling."""
 
-    policy: PolicyModel
-    optimizer: torch.optim.Optimizer
-
-    @classmethod
-    def start(
-        cls, policy: PolicyModel, settings: SFTSettings, generator: torch.Generator
-    ) -> SFTState:
-        """Return the state before the first step; `generator` also seeds the shuffling."""
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
-        return cls(generator, 0, policy, optimizer)
+    def __init__(
+        self, policy: PolicyModel, settings: SFTSettings, generator: torch.Generator
+    ) -> None:
+        super().__init__(generator)
+        self.policy = policy
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
 
 
 def sft_loss(
@@ -90,7 +74,7 @@ def sft_iteration(
     rows = minibatch(len(prompts), settings.batch_size, state.step, seed).to(prompts.device)
     loss = sft_loss(state.policy, prompts[rows], responses[rows], mask[rows])
 
-    linear_decay(state.optimizer, settings.learning_rate, state.step, settings.steps)
+    training.linear_decay(state.optimizer, settings.learning_rate, state.step, settings.steps)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
@@ -123,22 +107,20 @@ def train_reference(
     """
     world = unwrap(world)
     check_type("settings", settings, SFTSettings, "SFTSettings")
-    device = pick_device(device)
-    generator = make_generator(seed)
-    prompts, responses = world.sample_corpus(settings.corpus_size, generator)
-    prompts, responses = prompts.to(device), responses.to(device)
+    device = training.pick_device(device)
+    generator = training.make_generator(seed)
+    corpus = world.sample_corpus(settings.corpus_size, generator)
+    prompts, responses = (tokens.to(device) for tokens in corpus)
     mask = world.response_mask(responses)
     policy = PolicyModel(GPTConfig.for_world(world), generator).to(device)
-    state = SFTState.start(policy, settings, generator)
-    history = run_steps(
-        "reference",
+    state = SFTState(policy, settings, generator)
+    inputs = {"world": world.fingerprint, "corpus": responses}
+    history = training.run_steps(
         state,
         lambda: sft_iteration(state, prompts, responses, mask, settings),
         settings.steps,
+        training.Checkpoint(checkpoint, "reference", settings, seed, **inputs),
         record_every=settings.log_every,
         shown_metrics={"loss": "loss"},
-        checkpoint=make_checkpoint(
-            checkpoint, "reference", settings, seed, world=world.fingerprint, corpus=responses
-        ),
     )
     return policy, history

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import math
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from rlhf_toy.checks import check_count, check_number, check_type, shown
@@ -64,30 +64,24 @@ def make_generator(seed: int, device: str | torch.device = "cpu") -> torch.Gener
     return torch.Generator(device=pick_device(device)).manual_seed(seed)
 
 
-def check_settings(
-    settings: Any,
-    counts: Sequence[str] = (),
-    positive: Sequence[str] = (),
-    shares: Sequence[str] = (),
-    flags: Sequence[str] = (),
-) -> None:
-    """Raises a TypeError or ValueError unless the named fields of a settings object are valid.
+def check_settings(settings: Any, **limits: Mapping[str, float]) -> None:
+    """Raise a TypeError or ValueError unless the fields of a settings object are valid.
+
+    What a field may hold follows from its type: an `int` is at least 1, a `bool` True or False, and
+    a `float` finite and above 0, or within its `limits`. Fields of other types are not checked.
 
     Args:
         settings: a trainer's dataclass.
-        counts: fields that must be integers of at least 1.
-        positive: fields that must be finite and above 0.
-        shares: fields that must be above 0 and below 1.
-        flags: fields that must be True or False.
+        limits: for float fields with other limits, the arguments of `check_number`.
     """
-    for name in counts:
-        check_count(name, getattr(settings, name))
-    for name in positive:
-        check_number(name, getattr(settings, name), above=0)
-    for name in shares:
-        check_number(name, getattr(settings, name), above=0, below=1)
-    for name in flags:
-        check_type(name, getattr(settings, name), bool, "True or False")
+    for field in fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        if field.type == "int":
+            check_count(name, value)
+        elif field.type == "bool":
+            check_type(name, value, bool, "True or False")
+        elif field.type == "float" or (field.type == "float | None" and value is not None):
+            check_number(name, value, **limits.get(name, {"above": 0}))
 
 
 def trainable_copy(policy: nn.Module, world: TextWorld) -> PolicyModel:
@@ -119,11 +113,7 @@ def minibatch(n: int, batch_size: int, step: int, seed: int) -> Tensor:
 
 
 def linear_decay(
-    optimizer: torch.optim.Optimizer,
-    learning_rate: float,
-    step: int,
-    steps: int,
-    warmup_steps: int = 0,
+    optimizer: Optimizer, learning_rate: float, step: int, steps: int, warmup_steps: int = 0
 ) -> None:
     """Set the learning rate of a step: it falls linearly, and reaches 0 after the last.
 
@@ -134,7 +124,32 @@ def linear_decay(
         group["lr"] = learning_rate * warmup * (1 - step / steps)
 
 
-class History:
+class Stateful:
+    """Something whose attributes are what a checkpoint saves of it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every attribute, by its name."""
+        return {name: _saved(part) for name, part in vars(self).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        for name, value in state.items():
+            part = getattr(self, name)
+            if isinstance(part, torch.Generator):
+                part.set_state(value)
+            elif hasattr(part, "load_state_dict"):
+                part.load_state_dict(value)
+            else:
+                setattr(self, name, value)
+
+
+def _saved(part: Any) -> Any:
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict() if hasattr(part, "state_dict") else part
+
+
+class History(Stateful):
     """Metrics by name and step, in the order in which they were recorded."""
 
     def __init__(self) -> None:
@@ -145,9 +160,7 @@ class History:
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step})
         for name, value in metrics.items():
-            self.rows[-1][name] = (
-                value.detach().item() if isinstance(value, Tensor) else float(value)
-            )
+            self.rows[-1][name] = value.item() if isinstance(value, Tensor) else float(value)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Return the steps at which a metric was recorded, and its values.
@@ -172,14 +185,8 @@ class History:
             recent |= row
         return {label: f"{recent[name]:.3g}" for name, label in labels.items() if name in recent}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows = state["rows"]
-
-
-class BestSoFar:
+class BestSoFar(Stateful):
     """The weights with which a model had its lowest loss."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -194,12 +201,6 @@ class BestSoFar:
     def restore(self, model: nn.Module) -> None:
         """Load the best weights into the model."""
         model.load_state_dict(self.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"loss": self.loss, "weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loss, self.weights = state["loss"], state["weights"]
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
@@ -224,16 +225,13 @@ def digest(*values: Any) -> str:
 
 def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
     """Return rewards [B] as float32; raise unless there is one finite number for each response."""
+    n = len(prompts)
     if not isinstance(scores, Tensor) or scores.shape != prompts.shape:
-        raise ValueError(
-            f"the reward function must return one number for each of {len(prompts)} responses, "
-            f"a tensor [{len(prompts)}], got {shown(scores)}"
-        )
+        wanted = f"one number for each of {n} responses, a tensor [{n}]"
+        raise ValueError(f"the reward function must return {wanted}, got {shown(scores)}")
     if not scores.isfinite().all():
-        raise ValueError(
-            "the reward function returned NaN or inf; training stops here, and a checkpoint keeps "
-            "the last state that was saved"
-        )
+        kept = "training stops here, and a checkpoint keeps the last state that was saved"
+        raise ValueError(f"the reward function returned NaN or inf; {kept}")
     return scores.float()
 
 
@@ -254,33 +252,18 @@ def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str
         return digest(check_scores(reward(prompts, responses), prompts))
 
 
-@dataclass
-class State:
-    """Everything that changes during training; the state of all fields is what is saved."""
+class State(Stateful):
+    """Everything that changes during training: a trainer's state adds models and optimizer.
 
-    generator: torch.Generator
-    step: int  # steps done so far
+    Args:
+        generator: the source of all randomness from here on.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of every field, by its name."""
-        return {field.name: _saved(getattr(self, field.name)) for field in fields(self)}
+    Attributes:
+        step: the number of steps done so far.
+    """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        for name, value in state.items():
-            part = getattr(self, name)
-            if isinstance(part, torch.Generator):
-                part.set_state(value)
-            elif hasattr(part, "load_state_dict"):
-                part.load_state_dict(value)
-            else:
-                setattr(self, name, value)
-
-
-def _saved(part: Any) -> Any:
-    if isinstance(part, torch.Generator):
-        return part.get_state()
-    return part.state_dict() if hasattr(part, "state_dict") else part
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator, self.step = generator, 0
 
 
 class Checkpoint:
@@ -290,18 +273,29 @@ class Checkpoint:
     with another name, seed, settings, data or reward is refused.
 
     Args:
-        path: the file. Its folder must exist.
-        identity: what decides the result of the run, as plain values by name.
+        path: the file. Its folder must exist. None: nothing is saved.
+        name: of the kind of run, which progress bar and error messages show too.
+        settings: the trainer's frozen dataclass.
+        seed: of the run.
+        inputs: what else decides the result: tensors, models, plain values, or tuples of them.
 
     Raises:
         TypeError, ValueError: a path that cannot be written to, see `check_output`.
     """
 
-    def __init__(self, path: str | os.PathLike, identity: Mapping[str, Any]) -> None:
-        self.path, self.identity = check_output(path), dict(identity)
+    def __init__(
+        self, path: str | os.PathLike | None, name: str, settings: Any, seed: int, **inputs: Any
+    ) -> None:
+        self.path, self.name = path, name
+        if path is not None:
+            self.path = check_output(path)
+            found = {key: digest(value) for key, value in inputs.items()}
+            self.identity = {"run": name, "seed": seed, **found, **asdict(settings)}
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the state, whole or not at all."""
+        if self.path is None:
+            return
         buffer = io.BytesIO()
         torch.save({"identity": self.identity, **state}, buffer)
         content = buffer.getvalue()
@@ -310,11 +304,13 @@ class Checkpoint:
             file.write(content)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the saved state, or None where there is no file yet.
+        """Return the saved state, or None if there is no file yet.
 
         Raises:
             ValueError: the file is not a checkpoint, is damaged, or belongs to another run.
         """
+        if self.path is None:
+            return None
         try:
             head, _, content = self.path.read_bytes().partition(b"\n")
         except FileNotFoundError:
@@ -324,10 +320,8 @@ class Checkpoint:
         if not head.startswith(CHECKPOINT_HEAD):
             raise ValueError(f"{self.path} is no checkpoint of this package; give another path")
         if head[len(CHECKPOINT_HEAD) :] != hashlib.sha256(content).hexdigest().encode():
-            raise ValueError(
-                f"{self.path} is damaged: its content does not match its checksum. "
-                "Remove the file to start again."
-            )
+            reason = "its content does not match its checksum"
+            raise ValueError(f"{self.path} is damaged: {reason}. Remove the file to start again.")
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -339,29 +333,11 @@ class Checkpoint:
             if there.get(name) != self.identity.get(name)
         ]
         if differing:
+            advice = "Give another path, or remove the file to start again."
             raise ValueError(
-                f"{self.path} belongs to another run: {'; '.join(differing)}. "
-                "Give another path, or remove the file to start again."
+                f"{self.path} belongs to another run: {'; '.join(differing)}. {advice}"
             )
         return state
-
-
-def make_checkpoint(
-    path: str | os.PathLike | None, name: str, settings: Any, seed: int, **inputs: Any
-) -> Checkpoint | None:
-    """Return the `Checkpoint` of a run, or None without a path.
-
-    Args:
-        path: the file.
-        name: of the kind of run.
-        settings: the trainer's frozen dataclass.
-        seed: of the run.
-        inputs: what else decides the result: tensors, models, plain values, or tuples of them.
-    """
-    if path is None:
-        return None
-    found = {key: digest(value) for key, value in inputs.items()}
-    return Checkpoint(path, {"run": name, "seed": seed, **found, **asdict(settings)})
 
 
 # Looks at a run after each step: steps done so far, the policy being trained, the history.
@@ -369,28 +345,26 @@ Watch = Callable[[int, nn.Module, History], None]
 
 
 def run_steps(
-    name: str,
     state: State,
     iterate: Callable[[], Metrics],
     steps: int,
+    checkpoint: Checkpoint,
     measure: Callable[[], Metrics] = dict,
     measure_every: int = 1,
     record_every: int = 1,
-    shown_metrics: Mapping[str, str] | None = None,
-    checkpoint: Checkpoint | None = None,
+    shown_metrics: Mapping[str, str] = {},
     watch: Watch | None = None,
 ) -> History:
     """Run the steps of a training that are still to do.
 
     Args:
-        name: what the progress bar and error messages call the run.
         state: what `iterate` changes; its `step` counts the steps done.
         iterate: does one step and returns its metrics.
         steps: the number of steps of the whole run.
+        checkpoint: where the run is saved every `CHECKPOINT_EVERY` steps and at the end.
         measure: returns further metrics, after every `measure_every`-th step and the last.
         record_every: steps between two records of the step's own metrics.
         shown_metrics: metrics to show beside the bar, as {metric: short label}.
-        checkpoint: where the run is saved every `CHECKPOINT_EVERY` steps and at the end.
         watch: called after every step with the number of steps done so far, the state's policy and
             the history, in place of the progress bar. The run waits until it returns. What it
             raises ends the run, which is saved first, so it can resume from this step.
@@ -403,15 +377,13 @@ def run_steps(
             state.
         ValueError: the checkpoint cannot be used.
     """
-    history = History()
-    saved = checkpoint.load() if checkpoint else None
-    if saved:
+    history, name = History(), checkpoint.name
+    if saved := checkpoint.load():
         state.load_state_dict(saved["state"])
         history.load_state_dict(saved["history"])
 
     def save() -> None:
-        if checkpoint:
-            checkpoint.save({"state": state.state_dict(), "history": history.state_dict()})
+        checkpoint.save({"state": state.state_dict(), "history": history.state_dict()})
 
     with tqdm(total=steps, initial=state.step, desc=name, disable=watch is not None) as bar:
         while state.step < steps:
@@ -423,7 +395,7 @@ def run_steps(
             if step % measure_every == 0 or is_last:
                 history.record(step, measure())
             bar.update()
-            bar.set_postfix(history.labelled(shown_metrics or {}), refresh=False)
+            bar.set_postfix(history.labelled(shown_metrics), refresh=False)
             if is_last or step % CHECKPOINT_EVERY == 0:
                 save()
             if watch is not None:
@@ -434,19 +406,14 @@ def run_steps(
                     raise
     gap = history.rows[-1].get("exact/gap", 0.0) if history.rows else 0.0
     if gap > FAR_GAP:
-        warnings.warn(
-            f"{name} ended {gap:.3g} times as far from the optimum as the reference is: "
-            f"{_likely_cause(state)}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        message = f"{name} ended {gap:.3g} times as far from the optimum as the reference is: "
+        warnings.warn(message + _likely_cause(state), RuntimeWarning, stacklevel=3)
     return history
 
 
 def check_finite(name: str, state: State, metrics: Metrics) -> None:
-    """Raises a DivergenceError unless all metrics and all trained weights are finite."""
-    parts = [getattr(state, field.name) for field in fields(state)]
-    models = [part for part in parts if isinstance(part, nn.Module)]
+    """Raise a DivergenceError unless all metrics and all trained weights are finite."""
+    models = [part for part in vars(state).values() if isinstance(part, nn.Module)]
     weights = [p.detach().flatten() for model in models for p in model.parameters()]
     values = {key: torch.as_tensor(value).detach() for key, value in metrics.items()}
     if weights:
@@ -455,18 +422,14 @@ def check_finite(name: str, state: State, metrics: Metrics) -> None:
     checked = torch.stack([value.double().to(device) for value in values.values()])
     if checked.isfinite().all():  # the only wait for the device in a step
         return
-    for metric, value in zip(values, checked.tolist(), strict=True):
-        if not math.isfinite(value):
-            raise DivergenceError(
-                f"{name} stopped at step {state.step}: {metric} is {value}. {_likely_cause(state)} "
-                "A checkpoint, if there is one, keeps the last state that was saved."
-            )
+    metric, value = next(item for item in values.items() if not item[1].isfinite())
+    where = f"{name} stopped at step {state.step}: {metric} is {float(value)}."
+    kept = "A checkpoint, if there is one, keeps the last state that was saved."
+    raise DivergenceError(f"{where} {_likely_cause(state)} {kept}")
 
 
 def _likely_cause(state: State) -> str:
     optimizer = getattr(state, "optimizer", None)
     rate = f" (it was {optimizer.param_groups[0]['lr']:.3g} in this step)" if optimizer else ""
-    return (
-        f"The likely cause is a learning rate that is too high{rate}, or rewards or a beta of "
-        "extreme size."
-    )
+    cause = f"a learning rate that is too high{rate}, or rewards or a beta of extreme size"
+    return f"The likely cause is {cause}."

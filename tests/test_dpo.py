@@ -161,7 +161,7 @@ SHORT = DPOSettings(steps=8, batch_size=32, measure_every=3, warmup_steps=2)
 def steps(settings, updates, pairs=PAIRS, n=1, seed=7):
     """The first n updates from another policy than the reference, and the metrics of the last."""
     updates.clear()
-    state = DPOState.start(reference(9), settings, make_generator(seed))
+    state = DPOState(reference(9), settings, make_generator(seed))
     ref_logps = pair_logps(REFERENCE, pairs).detach()
     for _ in range(n):
         metrics = dpo_iteration(state, pairs, ref_logps, settings)

@@ -289,7 +289,7 @@ def one_iteration(tiny, settings, updates, policy=None, step=0):
     policy = tiny.gpt(3).float() if policy is None else policy
     critic = ValueModel(policy.config, make_generator(5))
     torch.nn.init.normal_(critic.head.weight, generator=make_generator(6))
-    state = PPOState.start(policy, critic, settings, make_generator(7))
+    state = PPOState(policy, critic, settings, make_generator(7))
     state.step = step
     calls = []
 

@@ -93,7 +93,7 @@ SHORT = RewardModelSettings(steps=8, batch_size=100, measure_every=3)
 
 def steps(settings, updates, n=1, seed=7):
     updates.clear()
-    state = RewardModelState.start(a_model(WORLD), settings, make_generator(seed))
+    state = RewardModelState(a_model(WORLD), settings, make_generator(seed))
     for _ in range(n):
         metrics = reward_model_iteration(state, PAIRS, settings)
     assert state.step == n

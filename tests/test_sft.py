@@ -55,7 +55,7 @@ def steps(settings, updates, n=1, seed=7):
     updates.clear()
     config = GPTConfig.for_world(WORLD, n_layer=1, n_head=2, n_embd=16)
     policy = PolicyModel(config, make_generator(3))
-    state = SFTState.start(policy, settings, make_generator(seed))
+    state = SFTState(policy, settings, make_generator(seed))
     prompts, responses = WORLD.sample_corpus(60, make_generator(1))
     mask = WORLD.response_mask(responses)
     for _ in range(n):
