@@ -333,10 +333,8 @@ class Checkpoint:
             if there.get(name) != self.identity.get(name)
         ]
         if differing:
-            advice = "Give another path, or remove the file to start again."
-            raise ValueError(
-                f"{self.path} belongs to another run: {'; '.join(differing)}. {advice}"
-            )
+            reason = f"belongs to another run: {'; '.join(differing)}"
+            raise ValueError(f"{self.path} {reason}. Give another path, or remove the file.")
         return state
 
 
