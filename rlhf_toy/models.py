@@ -229,11 +229,7 @@ class TablePolicy(_Policy):
     """
 
     def __init__(
-        self,
-        world: TextWorld,
-        logits: Tensor,
-        successors: Tensor,
-        start: Tensor | None = None,
+        self, world: TextWorld, logits: Tensor, successors: Tensor, start: Tensor | None = None
     ) -> None:
         super().__init__()
         world = unwrap(world)

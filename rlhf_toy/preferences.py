@@ -237,11 +237,7 @@ def _read_row(line: bytes) -> dict[str, Any]:
 
 
 def collect_preferences(
-    policy: PolicyModel,
-    world: TextWorld,
-    annotator: Annotator,
-    n: int,
-    generator: torch.Generator,
+    policy: PolicyModel, world: TextWorld, annotator: Annotator, n: int, generator: torch.Generator
 ) -> PreferenceDataset:
     """Have an annotator compare n pairs of a policy's own responses (Christiano et al. 2017).
 

@@ -45,11 +45,7 @@ class SFTState(training.State):
 
 
 def sft_loss(
-    policy: Policy,
-    prompts: Tensor,
-    responses: Tensor,
-    mask: Tensor,
-    weights: Tensor | None = None,
+    policy: Policy, prompts: Tensor, responses: Tensor, mask: Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """Return the cross-entropy, −mean log π(y_{t+1} | x, y_≤t) over the real tokens, in nats.
 

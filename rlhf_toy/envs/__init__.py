@@ -6,13 +6,6 @@ from rlhf_toy.envs.word_mdp import SlipperyWordMDP, WordMDP
 from rlhf_toy.envs.word_spec import REVIEWS, WordSpec
 
 __all__ = [
-    "QUESTIONS",
-    "REVIEWS",
-    "BanditSpec",
-    "PromptBandit",
-    "SlipperyWordMDP",
-    "TextWorld",
-    "WordMDP",
-    "WordSpec",
-    "unwrap",
-]
+    "QUESTIONS", "REVIEWS", "BanditSpec", "PromptBandit", "SlipperyWordMDP", "TextWorld", "WordMDP",
+    "WordSpec", "unwrap",
+]  # fmt: skip

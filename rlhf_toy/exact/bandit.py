@@ -8,13 +8,9 @@ from torch import Tensor
 from rlhf_toy.checks import check_last_dimension, check_positive
 
 __all__ = [
-    "expected_reward",
-    "gibbs_policy",
-    "kl_divergence",
-    "lagrange_multiplier",
-    "log_partition",
+    "expected_reward", "gibbs_policy", "kl_divergence", "lagrange_multiplier", "log_partition",
     "objective",
-]
+]  # fmt: skip
 
 
 def kl_divergence(logp: Tensor, logq: Tensor) -> Tensor:

@@ -12,11 +12,7 @@ from rlhf_toy.envs import SlipperyWordMDP, TextWorld
 from rlhf_toy.exact.bandit import gibbs_policy, log_partition, objective
 from rlhf_toy.exact.enumeration import n_states, response_rewards
 
-__all__ = [
-    "soft_policy_evaluation",
-    "soft_value_iteration",
-    "tabular_mdp",
-]
+__all__ = ["soft_policy_evaluation", "soft_value_iteration", "tabular_mdp"]
 
 
 def tabular_mdp(env: gym.Env) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,13 +11,7 @@ from torch import Tensor
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.models import Cache, Policy, RewardModel, check_fits
 
-__all__ = [
-    "n_states",
-    "response_logps",
-    "response_rewards",
-    "response_scores",
-    "state_logps",
-]
+__all__ = ["n_states", "response_logps", "response_rewards", "response_scores", "state_logps"]
 
 NODES_AT_ONCE = 1_000  # word strings whose continuations are scored at once: bounds the memory
 

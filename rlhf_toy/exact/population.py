@@ -32,14 +32,9 @@ from rlhf_toy.envs import SlipperyWordMDP, TextWorld
 from rlhf_toy.exact.dynamic_programming import check_tables, tabular_mdp, word_tables
 
 __all__ = [
-    "Episodes",
-    "enumerate_episodes",
-    "implicit_rewards",
-    "outcome_rewards",
-    "population_dpo",
-    "population_loss",
-    "population_rewards",
-]
+    "Episodes", "enumerate_episodes", "implicit_rewards", "outcome_rewards", "population_dpo",
+    "population_loss", "population_rewards",
+]  # fmt: skip
 
 GRADIENT_AT_MOST = 1e-6  # largest entry at which an optimum counts as found
 RETURN_DIGITS = 9  # returns that agree to this many decimal places count as one

@@ -13,20 +13,10 @@ from torch import Tensor
 from rlhf_toy.checks import check_choice, check_number, check_positive, check_same_shape, check_type
 
 __all__ = [
-    "AGGREGATES",
-    "ESTIMATORS",
-    "aggregate_loss",
-    "approx_kl",
-    "gae",
-    "masked_mean",
-    "ppo_clip_loss",
-    "sequence_logps",
-    "token_logps",
-    "token_rewards",
-    "value_loss",
-    "weighted_mean",
-    "whiten",
-]
+    "AGGREGATES", "ESTIMATORS", "aggregate_loss", "approx_kl", "gae", "masked_mean",
+    "ppo_clip_loss", "sequence_logps", "token_logps", "token_rewards", "value_loss",
+    "weighted_mean", "whiten",
+]  # fmt: skip
 
 AGGREGATES = ("token", "sequence", "response_mean")
 ESTIMATORS = ("k1", "k2", "k3")

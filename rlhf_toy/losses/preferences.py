@@ -15,15 +15,9 @@ from rlhf_toy.checks import check_number, check_positive, check_same_shape
 from rlhf_toy.losses.policy import weighted_mean
 
 __all__ = [
-    "PairLogps",
-    "bradley_terry_loss",
-    "cdpo_loss",
-    "dpo_loss",
-    "implicit_reward",
-    "ipo_loss",
-    "preference_accuracy",
-    "preference_probability",
-]
+    "PairLogps", "bradley_terry_loss", "cdpo_loss", "dpo_loss", "implicit_reward", "ipo_loss",
+    "preference_accuracy", "preference_probability",
+]  # fmt: skip
 
 
 def preference_probability(first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
