@@ -154,16 +154,19 @@ def check_finite(**tensors: Tensor) -> None:
             raise ValueError(f"{name} must be finite, got {got}")
 
 
-def check_ids(name: str, ids: Tensor, limit: int, dim: int, low: int = 0) -> None:
-    """Raise unless `ids` is a nonempty int64 tensor [·] * dim of ids from `low` to `limit` − 1."""
+def check_ids(name: str, ids: Tensor, limit: int, dim: int | None = None, low: int = 0) -> None:
+    """Raise unless `ids` is a nonempty int64 tensor of ids from `low` to `limit` − 1.
+
+    It must have `dim` dimensions; with None, any number of them.
+    """
     check_tensors(**{name: ids})
-    if ids.dtype != torch.long or ids.dim() != dim or ids.numel() == 0:
-        wanted = f"nonempty int64 tensor of {dim} dimension(s)"
-        raise ValueError(f"{name} must be a {wanted}, got {shown(ids)}")
-    least, most = (int(x) for x in torch.aminmax(ids))
+    if ids.dtype != torch.long or dim not in (None, ids.dim()) or ids.numel() == 0:
+        shape = "" if dim is None else f" of {dim} dimension(s)"
+        raise ValueError(f"{name} must be a nonempty int64 tensor{shape}, got {shown(ids)}")
+    least, most = map(int, torch.aminmax(ids))
     if least < low or most >= limit:
-        got = f"got ids from {least} to {most}"
-        raise ValueError(f"{name} must be ids from {low} to {limit - 1}, {got}")
+        wanted = f"ids from {low} to {limit - 1}"
+        raise ValueError(f"{name} must be {wanted}, got ids from {least} to {most}")
 
 
 def check_distribution(name: str, values: Tensor, log: bool = True) -> None:

@@ -42,15 +42,9 @@ class GPTConfig:
 
     @classmethod
     def for_world(cls, world: TextWorld, **sizes: int) -> GPTConfig:
-        """The configuration whose vocabulary and length fit a world; `sizes` as in the class."""
-        return cls(
-            vocab_size=world.vocab_size,
-            n_positions=world.max_length + 1,
-            n_actions=world.n_actions,
-            end_token=world.end_token,
-            vocabulary=world.vocabulary,
-            **sizes,
-        )
+        """Return the configuration that fits a world; `sizes` as in the class."""
+        ids = world.vocab_size, world.max_length + 1, world.n_actions, world.end_token
+        return cls(*ids, world.vocabulary, **sizes)
 
 
 class Attention(nn.Module):
@@ -63,6 +57,10 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple]:
+        """Attend: x [B, T, C] → [B, T, C], and the keys and values [B, heads, positions, d].
+
+        With `past`, the keys and values of the earlier positions, T must be 1.
+        """
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d]
@@ -85,6 +83,7 @@ class Block(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple]:
+        """Apply the block: x [B, T, C] → [B, T, C], and keys and values as in `Attention`."""
         attended, present = self.attn(self.ln_1(x), past)
         x = x + attended
         hidden = F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
@@ -102,6 +101,10 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
 
     def forward(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Read token ids [B, T]: what the body makes of each, [B, T, n_embd], and the cache.
+
+        With `past`, the cache of the earlier positions, T must be 1.
+        """
         start = 0 if past is None else past[0][0].shape[2]
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)
@@ -235,18 +238,16 @@ class TablePolicy(_Policy):
         world = unwrap(world)
         check_tensors(logits=logits)
         start = torch.zeros(world.n_prompts, dtype=torch.long) if start is None else start
+        X, A = world.n_prompts, world.n_actions
         S = logits.shape[-2] if logits.dim() in (2, 3) else 0
         check_ids("successors", successors, S, dim=2)
         check_ids("start", start, S, dim=1)
-        shape = (S, world.n_actions)
-        if logits.shape not in (shape, (world.n_prompts, *shape)) or successors.shape != shape:
-            raise ValueError(
-                f"logits must be [S, A] or [X, S, A] and successors [S, A] with A = "
-                f"{world.n_actions} and X = {world.n_prompts}, got {list(logits.shape)} and "
-                f"{list(successors.shape)}"
-            )
-        if len(start) != world.n_prompts:
-            raise ValueError(f"start must be [{world.n_prompts}], got {list(start.shape)}")
+        if logits.shape not in ((S, A), (X, S, A)) or successors.shape != (S, A):
+            wanted = f"[S, A] or [X, S, A] and successors [S, A] with A = {A} and X = {X}"
+            got = f"{list(logits.shape)} and {list(successors.shape)}"
+            raise ValueError(f"logits must be {wanted}, got {got}")
+        if len(start) != X:
+            raise ValueError(f"start must be [{X}], got {list(start.shape)}")
         if not logits.isfinite().all():
             raise ValueError("logits must be finite: give every action a probability above 0")
         self.vocabulary, self.end_token = world.vocabulary, world.end_token
@@ -301,7 +302,7 @@ class RewardModel(_ScalarModel):
     """r_φ(x, y): one scalar for a prompt and a whole response."""
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Rewards in logits, read at each response's last real token: [B], [B, T] → [B]."""
+        """Return rewards in logits, read at each response's last real token: [B], [B, T] → [B]."""
         hidden, _ = self.body(self.sequence(prompts, responses))
         last = response_mask(responses, self.end_token).sum(1)  # position 0 is the prompt
         return self.head(hidden[torch.arange(len(last), device=last.device), last])[:, 0]
@@ -311,11 +312,11 @@ class ValueModel(_ScalarModel):
     """V_W(s_t), the critic."""
 
     def start_from(self, model: _Model) -> None:
-        """Copies the body's weights from another model, as is usual for a critic."""
+        """Copy the body's weights from another model, as is usual for a critic."""
         self.body.load_state_dict(model.body.state_dict())
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Values of the states in which each token was written: [B], [B, T] → [B, T].
+        """Return the values of the states in which each token was written: [B], [B, T] → [B, T].
 
         Entry t is V(s_t), before y_{t+1}; entries after the end mean nothing.
         """
@@ -324,14 +325,14 @@ class ValueModel(_ScalarModel):
 
 
 def check_fits(model: nn.Module, world: TextWorld) -> None:
-    """Raises unless the model was made for a world with these prompts, words and length."""
+    """Raise unless the model was made for a world with these prompts, words and length."""
     if not hasattr(model, "vocabulary"):
         raise TypeError(f"expected a model such as PolicyModel or RewardModel, got {shown(model)}")
     if model.vocabulary != world.vocabulary:
+        here = f"{world.n_prompts} prompts, {world.n_words} words, max_length {world.max_length}"
+        wanted = f"one with the same prompts, words and length as this one, which has {here}"
         raise ValueError(
-            f"the {type(model).__name__} was made for another world: prompts, words and max_length "
-            f"(here {world.n_prompts} prompts, {world.n_words} words, {world.max_length}) must be "
-            "those that it was trained with"
+            f"the {type(model).__name__} was made for another world, expected {wanted}"
         )
 
 
@@ -343,7 +344,7 @@ class Rows:
         return len(getattr(self, fields(self)[0].name))
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
-        """Some of the rows, by a slice, a mask or indices."""
+        """Return some of the rows, by a slice, a mask or indices."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,21 +14,12 @@ import torch
 from torch import Tensor
 
 from rlhf_toy.annotators import Annotator, check_annotator
-from rlhf_toy.checks import (
-    check_count,
-    check_generator,
-    check_ids,
-    check_number,
-    check_shapes,
-    check_type,
-    shown,
-)
+from rlhf_toy.checks import check_count, check_ids, check_number, check_shapes, check_type, shown
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.files import atomic_file
 from rlhf_toy.models import PolicyModel, sample
 from rlhf_toy.training import make_generator, pick_device
 
-COLUMN_TENSORS = ("prompts", "chosen", "rejected")
 COLUMNS = ("prompt", "chosen", "rejected")
 PAIRS_AT_ONCE = 50_000  # pairs sampled at once, to bound the memory
 
@@ -87,12 +78,12 @@ class PreferenceDataset:
             check_shapes(prompts=(self.prompts, "N"), rows=(rows, "N"))
         elif isinstance(rows, Tensor):
             check_ids("rows", rows, len(self), 1, low=-len(self))
-        return self._map(lambda _, column: column[rows])
+        return PreferenceDataset(self.world, *(column[rows] for column in self.columns))
 
     def to(self, device: str | torch.device) -> PreferenceDataset:
         """Return the same pairs on a device; a ValueError if this machine does not have it."""
         device = pick_device(device)
-        return self._map(lambda _, column: column.to(device))
+        return PreferenceDataset(self.world, *(column.to(device) for column in self.columns))
 
     def join(self, other: PreferenceDataset) -> PreferenceDataset:
         """Return these pairs followed by the other's, for example after a second round.
@@ -103,11 +94,8 @@ class PreferenceDataset:
         """
         check_type("other", other, PreferenceDataset, "a PreferenceDataset")
         _check_fingerprint(self.world, other.world.fingerprint)
-        return self._map(lambda name, column: torch.cat([column, getattr(other, name)]))
-
-    def _map(self, change: Callable[[str, Tensor], Tensor]) -> PreferenceDataset:
-        columns = (change(name, getattr(self, name)) for name in COLUMN_TENSORS)
-        return PreferenceDataset(self.world, *columns)
+        pairs = zip(self.columns, other.columns, strict=True)
+        return PreferenceDataset(self.world, *map(torch.cat, pairs))
 
     def split(self, fraction: float, seed: int) -> tuple[PreferenceDataset, PreferenceDataset]:
         """Split at random into a part with this fraction of the pairs, and the rest.
@@ -120,8 +108,7 @@ class PreferenceDataset:
         size = round(fraction * len(self))
         if size in (0, len(self)):
             raise ValueError(f"{len(self)} pairs are too few to split off {fraction:g} of them")
-        order = torch.randperm(len(self), generator=make_generator(seed))
-        order = order.to(self.prompts.device)
+        order = torch.randperm(len(self), generator=make_generator(seed)).to(self.prompts.device)
         return self[order[:size]], self[order[size:]]
 
     def unique_responses(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,7 +132,7 @@ class PreferenceDataset:
     def rows(self) -> Iterator[dict[str, str]]:
         """Yield the pairs as texts, `{"prompt": …, "chosen": …, "rejected": …}`."""
         text = cache(lambda tokens: self.world.decode(torch.tensor(tokens)))
-        columns = (self.prompts.tolist(), self.chosen.tolist(), self.rejected.tolist())
+        columns = (column.tolist() for column in self.columns)
         for prompt, chosen, rejected in zip(*columns, strict=True):
             values = (self.world.prompts[prompt], text(tuple(chosen)), text(tuple(rejected)))
             yield dict(zip(COLUMNS, values, strict=True))
@@ -205,10 +192,9 @@ class PreferenceDataset:
 def _check_fingerprint(world: TextWorld, fingerprint: str) -> None:
     """Raise a ValueError unless the fingerprint is the world's."""
     if fingerprint != world.fingerprint:
-        raise ValueError(
-            f"the pairs are from another world, with fingerprint {shown(fingerprint)}, not "
-            f"{world.fingerprint!r}: use the world, and its settings, in which they were collected"
-        )
+        got = f"fingerprint {shown(fingerprint)}, not {world.fingerprint!r}"
+        advice = "use the world, and its settings, in which they were collected"
+        raise ValueError(f"the pairs are from another world, with {got}: {advice}")
 
 
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -258,7 +244,6 @@ def collect_preferences(
     world = unwrap(world)
     check_annotator(annotator)
     check_count("n", n)
-    check_generator(generator)
     parts = []
     for start in range(0, n, PAIRS_AT_ONCE):
         prompts = world.sample_prompts(min(PAIRS_AT_ONCE, n - start), generator)

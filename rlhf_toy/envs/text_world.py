@@ -157,7 +157,7 @@ class TextWorld(gym.Env):
             ValueError: shapes that differ, or an action out of range.
         """
         check_same_shape(actions=actions, uniforms=uniforms)
-        check_ids("actions", actions, self.n_actions, actions.dim())
+        check_ids("actions", actions, self.n_actions)
         return actions
 
     @property
@@ -169,8 +169,7 @@ class TextWorld(gym.Env):
 
     def prompt_tokens(self, prompts: Tensor) -> Tensor:
         """The tokens by which the models know prompt indices: [...] → [...]."""
-        check_tensors(prompts=prompts)
-        check_ids("prompts", prompts, self.n_prompts, prompts.dim())
+        check_ids("prompts", prompts, self.n_prompts)
         return prompts + self.n_actions + 1
 
     def response_mask(self, responses: Tensor, dim: int | None = None) -> Tensor:
@@ -185,7 +184,7 @@ class TextWorld(gym.Env):
         if responses.shape[-1:] != (self.max_length,):
             row = f"a row of {self.max_length} tokens"
             raise ValueError(f"a response must be {row}, got {shown(responses)}")
-        until_end, dim = responses.where(mask, 0), responses.dim() if dim is None else dim
+        until_end = responses.where(mask, 0)
         check_ids("responses up to their end", until_end, self.pad_token + 1, dim)
         return mask
 
@@ -358,7 +357,6 @@ def unwrap(env: gym.Env) -> TextWorld:
     """
     world = env.unwrapped if isinstance(env, gym.Env) else env
     if not isinstance(world, TextWorld):
-        raise TypeError(
-            f"expected one of the rlhf_toy/ worlds, such as WordMDP(), got {shown(world)}"
-        )
+        wanted = "one of the rlhf_toy/ worlds, such as WordMDP()"
+        raise TypeError(f"expected {wanted}, got {shown(world)}")
     return world

@@ -31,28 +31,33 @@ def tabular_mdp(env: gym.Env) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         TypeError: any other kind of environment.
     """
+    successors, probabilities, _, expected = outcome_tables(env)
+    return successors, probabilities, expected
+
+
+def outcome_tables(env: gym.Env) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the tables of `tabular_mdp` with, before the last, each outcome's reward [S, A, K]."""
     inner = env.unwrapped if isinstance(env, gym.Env) else env
     if isinstance(inner, TextWorld):
         next_state, written = word_tables(inner)
         if not isinstance(inner, SlipperyWordMDP):
-            return next_state[..., None], torch.ones(*next_state.shape, 1).double(), written
+            tables = next_state[..., None], torch.ones(*next_state.shape, 1).double()
+            return *tables, written[..., None], written
         slips = inner.transition_probabilities  # [A meant, A written]
         shape = (len(next_state), *slips.shape)
-        return next_state[:, None].expand(shape), slips.expand(shape), written @ slips.T
+        # An outcome is the token that was written; the reward depends on nothing else.
+        tables = next_state[:, None].expand(shape), slips.expand(shape)
+        return *tables, written[:, None].expand(shape), written @ slips.T
     if not hasattr(inner, "P"):
         kind = type(inner).__name__
         raise TypeError(f"expected an rlhf_toy/ world or a Gymnasium toy text, got a {kind}")
     outcomes = max(len(row) for actions in inner.P.values() for row in actions.values())
-    shape = (len(inner.P), len(inner.P[0]), outcomes)
-    successors, probabilities = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-    rewards = np.zeros(shape[:2])
+    tables = np.zeros((3, len(inner.P), len(inner.P[0]), outcomes))
     for state, actions in inner.P.items():
         for action, row in actions.items():
-            for k, (probability, successor, reward, _) in enumerate(row):
-                successors[state, action, k] = successor
-                probabilities[state, action, k] = probability
-                rewards[state, action] += probability * reward
-    return tuple(torch.from_numpy(table) for table in (successors, probabilities, rewards))
+            tables[:, state, action, : len(row)] = np.array([outcome[:3] for outcome in row]).T
+    probabilities, successors, rewards = torch.from_numpy(tables)
+    return successors.long(), probabilities, rewards, (probabilities * rewards).sum(-1)
 
 
 def word_tables(world: TextWorld) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,7 @@ from rlhf_toy.checks import (
     check_shapes,
     check_type,
 )
-from rlhf_toy.envs import SlipperyWordMDP, TextWorld
-from rlhf_toy.exact.dynamic_programming import check_tables, tabular_mdp, word_tables
+from rlhf_toy.exact.dynamic_programming import check_tables, outcome_tables
 
 __all__ = [
     "Episodes", "enumerate_episodes", "implicit_rewards", "outcome_rewards", "population_dpo",
@@ -87,18 +86,7 @@ def outcome_rewards(env: gym.Env) -> Tensor:
     Raises:
         TypeError: neither a world of this package nor a Gymnasium toy text.
     """
-    successors, _, expected = tabular_mdp(env)
-    inner = env.unwrapped
-    if not isinstance(inner, TextWorld):
-        rewards = torch.zeros(successors.shape, dtype=torch.float64)
-        for state, actions in inner.P.items():
-            for action, row in actions.items():
-                rewards[state, action, : len(row)] = torch.tensor([r for _, _, r, _ in row])
-        return rewards
-    if not isinstance(inner, SlipperyWordMDP):
-        return expected[..., None]
-    # An outcome is the token that was written; the reward depends on nothing else.
-    return word_tables(inner)[1][:, None].expand(successors.shape)
+    return outcome_tables(env)[2]
 
 
 def enumerate_episodes(

@@ -10,12 +10,8 @@ from torch import Tensor
 
 from rlhf_toy.checks import check_distribution, check_positive
 from rlhf_toy.envs import unwrap
+from rlhf_toy.exact import dynamic_programming as dp
 from rlhf_toy.exact.bandit import expected_reward, kl_divergence, log_partition
-from rlhf_toy.exact.dynamic_programming import (
-    soft_policy_evaluation,
-    soft_value_iteration,
-    tabular_mdp,
-)
 from rlhf_toy.exact.enumeration import response_logps, response_rewards, state_logps
 from rlhf_toy.models import Policy
 
@@ -64,19 +60,15 @@ class Yardstick:
 
     def _check_there_is_a_gap(self) -> None:
         if not self.optimum - self.reference_objective > 1e-12:
-            raise ValueError(
-                "the reference is optimal already (every response it gives has the same reward), "
-                "so there is no gap to measure"
-            )
+            reason = "every response it gives has the same reward"
+            raise ValueError(f"there is no gap to measure: the reference is optimal ({reason})")
 
     def _reward_and_kl(self, policy: Policy | Tensor) -> tuple[float, float]:
         """Mean true reward (logits) and KL to the reference (nats)."""
         if isinstance(policy, Tensor):
             if policy.shape != self.ref_logps.shape:
-                raise ValueError(
-                    f"log-probabilities must be [X, Y] = {list(self.ref_logps.shape)}, "
-                    f"got {list(policy.shape)}"
-                )
+                wanted = f"[X, Y] = {list(self.ref_logps.shape)}"
+                raise ValueError(f"log-probabilities must be {wanted}, got {list(policy.shape)}")
             check_distribution("the policy's table", policy)
             logps = policy.cpu()
         else:
@@ -98,13 +90,8 @@ class Yardstick:
 
     def metrics(self, policy: Policy | Tensor) -> dict[str, float]:
         """Return `measure` under the names that a trainer's history has."""
-        measure = self.measure(policy)
-        return {
-            "exact/reward": measure.reward,
-            "exact/kl": measure.kl,
-            "exact/objective": measure.objective,
-            "exact/gap": measure.gap,
-        }
+        measure, names = self.measure(policy), ("reward", "kl", "objective", "gap")
+        return {f"exact/{name}": getattr(measure, name) for name in names}
 
 
 class StochasticYardstick(Yardstick):
@@ -124,12 +111,12 @@ class StochasticYardstick(Yardstick):
     def __init__(self, env: gym.Env, reference: Policy, beta: float) -> None:
         self.world, self.beta = unwrap(env), beta
         check_positive(beta=beta)
-        self._tables = tabular_mdp(self.world)
+        self._tables = dp.tabular_mdp(self.world)
         self.ref_logps = state_logps(reference, self.world).cpu()  # [S, A]
         # One start for each prompt: its empty response.
         self._starts = torch.arange(self.world.n_prompts) * int(self.world.level_starts[-1])
         horizon = self.world.max_length
-        _, values, _ = soft_value_iteration(*self._tables, self.ref_logps, beta, horizon)
+        _, values, _ = dp.soft_value_iteration(*self._tables, self.ref_logps, beta, horizon)
         self.optimum = float(values[0, self._starts].mean())
         self.reference_objective = self._reward_and_kl(reference)[0]
         self._check_there_is_a_gap()
@@ -143,8 +130,8 @@ class StochasticYardstick(Yardstick):
         logps = logps.expand(self.world.max_length, *self.ref_logps.shape)
         successors, probabilities, rewards = self._tables
         arguments = (self.ref_logps, logps, self.beta)
-        values = soft_policy_evaluation(successors, probabilities, rewards, *arguments)
-        penalty = soft_policy_evaluation(successors, probabilities, 0 * rewards, *arguments)
+        values = dp.soft_policy_evaluation(successors, probabilities, rewards, *arguments)
+        penalty = dp.soft_policy_evaluation(successors, probabilities, 0 * rewards, *arguments)
         objective, kl = (float(v[0, self._starts].mean()) for v in (values, -penalty / self.beta))
         return objective + self.beta * kl, kl
 

@@ -22,14 +22,18 @@ AGGREGATES = ("token", "sequence", "response_mean")
 ESTIMATORS = ("k1", "k2", "k3")
 
 
-def _real(mask: Tensor) -> Tensor:
-    """Returns the mask [B, T] as booleans; a ValueError if it is not 2-D or no token is real."""
+def _masked(mask: Tensor, **tensors: Tensor) -> list[Tensor]:
+    """Return the mask [B, T] as booleans, and the tensors [B, T] with 0 where it is False.
+
+    Raises a ValueError if their shapes differ, the mask is not 2-D, or no token is real.
+    """
+    check_same_shape(**tensors, mask=mask)
     if mask.dim() != 2:
         raise ValueError(f"the mask must be [B, T], got {list(mask.shape)}")
     mask = mask.bool()
     if not mask.any():
         raise ValueError("the mask has no real token, so there is nothing to average over")
-    return mask
+    return [mask, *(tensor.masked_fill(~mask, 0.0) for tensor in tensors.values())]
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -55,9 +59,7 @@ def masked_mean(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> 
         TypeError: something that is not a tensor.
         ValueError: shapes differ, no token is real, or bad weights.
     """
-    check_same_shape(values=values, mask=mask)
-    mask = _real(mask)
-    values = values.masked_fill(~mask, 0.0)
+    mask, values = _masked(mask, values=values)
     if weights is None:
         return values.sum() / mask.sum()
     return weighted_mean(values.sum(1), weights) / weighted_mean(mask.sum(1).to(values), weights)
@@ -84,9 +86,8 @@ def aggregate_loss(
     check_choice("aggregate", aggregate, AGGREGATES)
     if aggregate == "token":
         return masked_mean(values, mask, weights)
-    check_same_shape(values=values, mask=mask)
-    mask = _real(mask)
-    sums = values.masked_fill(~mask, 0.0).sum(1)
+    mask, values = _masked(mask, values=values)
+    sums = values.sum(1)
     if aggregate == "response_mean":
         if not mask.any(1).all():
             raise ValueError("a response without a real token has no mean over its tokens")
@@ -195,13 +196,12 @@ def token_rewards(
         ValueError: shapes that do not fit, β not a finite number above 0, a row of the mask
             without a real token or with a gap.
     """
-    check_same_shape(logps=logps, ref_logps=ref_logps, mask=mask)
-    mask = _real(mask)
+    mask, logps, ref_logps = _masked(mask, logps=logps, ref_logps=ref_logps)
     check_same_shape(reward=reward, rows_of_mask=mask[:, 0])
     check_positive(beta=beta)
     if not mask[:, 0].all() or (mask[:, 1:] > mask[:, :-1]).any():
         raise ValueError("every row of the mask must be real tokens from the left, without gaps")
-    rewards = (-beta * (logps - ref_logps)).masked_fill(~mask, 0.0)
+    rewards = beta * (ref_logps - logps)
     last = mask.sum(1, keepdim=True) - 1
     return rewards.scatter_add(1, last, reward[:, None].to(rewards.dtype))
 
@@ -228,11 +228,9 @@ def gae(
         TypeError: something that is not a tensor or a number.
         ValueError: shapes differ, no token is real, or γ or λ outside [0, 1].
     """
-    check_same_shape(rewards=rewards, values=values, mask=mask)
     check_number("gamma", gamma, 0, 1)
     check_number("lam", lam, 0, 1)
-    mask = _real(mask)
-    rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
+    _, rewards, values = _masked(mask, rewards=rewards, values=values)
     following_value = following_advantage = torch.zeros_like(values[:, 0])
     columns = []
     for t in reversed(range(rewards.shape[1])):
@@ -270,12 +268,11 @@ def ppo_clip_loss(
     Raises:
         TypeError, ValueError: ε is not a finite number above 0, or as for `aggregate_loss`.
     """
-    check_same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
     check_positive(cliprange=cliprange)
-    mask = _real(mask)
+    tensors = {"logps": logps, "old_logps": old_logps, "advantages": advantages}
+    mask, logps, old_logps, advantages = _masked(mask, **tensors)
     # Beyond e^80 the ratio would overflow, and a clipped token's gradient be 0 · ∞.
-    ratio = torch.exp((logps - old_logps).masked_fill(~mask, 0.0).clamp(max=80.0))
-    advantages = advantages.masked_fill(~mask, 0.0)
+    ratio = torch.exp((logps - old_logps).clamp(max=80.0))
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange)
     losses = -torch.minimum(ratio * advantages, clipped * advantages)
     return aggregate_loss(losses, mask, aggregate, weights)
@@ -306,11 +303,8 @@ def value_loss(
         TypeError, ValueError: a clip range that is not a finite number above 0, or as for
             `masked_mean`.
     """
-    check_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
-    mask = _real(mask)
-    values, old_values, returns = (
-        tensor.masked_fill(~mask, 0.0) for tensor in (values, old_values, returns)
-    )
+    tensors = {"values": values, "old_values": old_values, "returns": returns}
+    mask, values, old_values, returns = _masked(mask, **tensors)
     errors = (values - returns) ** 2
     if cliprange_value is not None:
         check_positive(cliprange_value=cliprange_value)

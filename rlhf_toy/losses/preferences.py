@@ -107,19 +107,12 @@ class PairLogps:
     @property
     def logps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four log-probabilities, in the order in which the losses take them."""
-        return (
-            self.policy_chosen_logps,
-            self.policy_rejected_logps,
-            self.ref_chosen_logps,
-            self.ref_rejected_logps,
-        )
+        return tuple(vars(self).values())[:4]
 
     def implicit_rewards(self, beta: float) -> tuple[Tensor, Tensor]:
         """The implicit rewards [B] of the chosen and of the rejected responses, in logits."""
-        return (
-            implicit_reward(self.policy_chosen_logps, self.ref_chosen_logps, beta),
-            implicit_reward(self.policy_rejected_logps, self.ref_rejected_logps, beta),
-        )
+        chosen = implicit_reward(self.policy_chosen_logps, self.ref_chosen_logps, beta)
+        return chosen, implicit_reward(self.policy_rejected_logps, self.ref_rejected_logps, beta)
 
 
 def dpo_loss(
@@ -148,11 +141,9 @@ def dpo_loss(
     Raises:
         TypeError, ValueError: shapes differ, an empty batch, or β is not a finite number above 0.
     """
-    return bradley_terry_loss(
-        implicit_reward(policy_chosen_logps, ref_chosen_logps, beta),
-        implicit_reward(policy_rejected_logps, ref_rejected_logps, beta),
-        weights,
-    )
+    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
+    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
+    return bradley_terry_loss(chosen, rejected, weights)
 
 
 def ipo_loss(
