@@ -207,9 +207,7 @@ def generator(name: str, good: torch.Generator) -> Iterator[Bad]:
 
 def world(name: str, good: envs.TextWorld) -> Iterator[Bad]:
     for value in (None, "WordMDP", gym.make("FrozenLake-v1"), envs.WordMDP):
-        yield Bad(
-            value, TypeError, "world must be one of the rlhf_toy worlds, such as WordMDP(), got"
-        )
+        yield Bad(value, TypeError, "one of the rlhf_toy…worlds, such as WordMDP(), got")
 
 
 def toy_text(name: str, good: gym.Env) -> Iterator[Bad]:
@@ -982,7 +980,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             f"world {w!r}",
             lambda w=w: preferences.PreferenceDataset.load("/", w),
             TypeError,
-            "world must be one of the rlhf_toy worlds",
+            "one of the rlhf_toy…worlds",
         )
         for w in (None, "WordMDP")
     ),
@@ -1066,7 +1064,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             words,
         )
         for tables, error, words in (
-            ({"world": None}, TypeError, "world must be one of the rlhf_toy worlds…got None"),
+            ({"world": None}, TypeError, "one of the rlhf_toy…worlds…got None"),
             ({"logits": None}, TypeError, "logits must be a tensor, got None"),
             ({"logits": torch.zeros(2, 10)}, ValueError, "with A = 11 and X = 6, got [2, 10]"),
             ({"logits": torch.full((2, 11), -math.inf)}, ValueError, "logits must be finite"),
@@ -1324,7 +1322,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         )
     ),
     *(
-        ("envs.unwrap", f"{w!r}", lambda w=w: envs.unwrap(w), TypeError, "rlhf_toy worlds")
+        ("envs.unwrap", f"{w!r}", lambda w=w: envs.unwrap(w), TypeError, "rlhf_toy…worlds")
         for w in (None, "WordMDP", 3)
     ),
 ]
