@@ -8,7 +8,7 @@ same optimum.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.course.studies.parts import BETA, DPO, PPO, REWARD_MODEL, reference, word_world
 from rlhf_toy.dpo import train_dpo
 from rlhf_toy.exact import Yardstick, gibbs_policy, response_logps, response_scores
-from rlhf_toy.models import PolicyModel, RewardModel, ValueModel
+from rlhf_toy.models import PolicyModel, ValueModel
 from rlhf_toy.plots import COLOURS, MARKERS
 from rlhf_toy.ppo import train_ppo
 from rlhf_toy.preferences import PreferenceDataset, collect_preferences
@@ -166,13 +166,13 @@ def _train(
         start = time.process_time()
         model, _ = train_reward_model(preferences, REWARD_MODEL, seed, device="cpu")
         model_seconds = time.process_time() - start
-        reward, drawn = _counted(model)
         settings = replace(PPO, beta=beta, learning_rate=rate * PPO.learning_rate)
         start = time.process_time()
-        policy, history = train_ppo(world, start_policy, reward, settings, seed, device="cpu")
+        policy, history = train_ppo(world, start_policy, model, settings, seed, device="cpu")
         seconds = time.process_time() - start
         critic = ValueModel(policy.config, make_generator(seed))
-        networks, samples = ([policy, critic], [start_policy, model]), sum(drawn)
+        networks = ([policy, critic], [start_policy, model])
+        samples = settings.iterations * settings.batch_size
         yardstick = Yardstick(world, start_policy, beta)
         limit = gibbs_policy(yardstick.ref_logps, response_scores(model, world), beta)
         extra = {"reward_model_gap": yardstick.measure(limit).gap}
@@ -185,17 +185,6 @@ def _train(
         "bytes": training_bytes(*networks),
         **extra,
     }
-
-
-def _counted(model: RewardModel) -> tuple[Callable[[Tensor, Tensor], Tensor], list[int]]:
-    """Return the model as a reward function, and a list of the number of responses per call."""
-    drawn: list[int] = []
-
-    def reward(prompts: Tensor, responses: Tensor) -> Tensor:
-        drawn.append(len(responses))
-        return model(prompts, responses)
-
-    return reward, drawn
 
 
 def _pairs(seed: int, n: int, max_words: int | None) -> PreferenceDataset:

@@ -18,8 +18,8 @@ from gymnasium import Env
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_toy.annotators import Annotator, BradleyTerryAnnotator
-from rlhf_toy.checks import check_type, shown
+from rlhf_toy.annotators import Annotator, BradleyTerryAnnotator, check_annotator
+from rlhf_toy.checks import check_type
 from rlhf_toy.course.widgets.annotator_files import LEFT, RIGHT, TIE, Answer, AnswerFiles, Pair
 from rlhf_toy.course.widgets.annotator_pairs import PairPool, pair_differences, sample_pairs
 from rlhf_toy.course.widgets.parts import (
@@ -96,10 +96,7 @@ class HumanAnnotator(InteractiveCell):
             check_type("policy", policy, PolicyModel, "a PolicyModel")
             check_fits(policy, world)
         annotator = BradleyTerryAnnotator() if annotator is None else annotator
-        if not hasattr(annotator, "preference_probability"):
-            raise TypeError(
-                f"annotator must be one such as BradleyTerryAnnotator(), got {shown(annotator)}"
-            )
+        check_annotator(annotator)
         check_type("path", path, str | os.PathLike, "a file name")
         self.path = Path(path)
         self._world = world

@@ -1,6 +1,6 @@
 """The answers of a person who compares reviews, and the two files that hold them.
 
-`NAME.jsonl` has the preferences, as columns that `PreferenceDataset.load` reads. That format has no
+`NAME.jsonl` has the preferences, in the format of `PreferenceDataset.save`. That format has no
 ties, so they are in `NAME.ties.jsonl`, with the columns `prompt`, `first`, `second`, and `after`:
 the number of preferences given before the tie, which keeps the order of all answers. A skipped pair
 is no answer and is not saved.
@@ -106,6 +106,7 @@ class AnswerFiles:
         else:
             chosen, rejected = pair.ranked(verdict)
             row = {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
+            row["world"] = self._world.fingerprint
         line = json.dumps(row, ensure_ascii=False).encode()
         self._write([*self.answers, Answer(pair, verdict, line)])
 

@@ -1,6 +1,5 @@
 """You are the annotator: the cell, driven without a browser."""
 
-import json
 import warnings
 
 import gymnasium as gym
@@ -18,6 +17,7 @@ from rlhf_toy.course.widgets.annotator_pairs import pair_differences
 from rlhf_toy.course.widgets.taste import Examination, response_features
 from rlhf_toy.envs import PromptBandit, WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
+from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
 from rlhf_toy.training import make_generator
 
@@ -118,12 +118,12 @@ def test_what_is_saved_is_what_was_preferred(path):
     first = cell.pair
     cell.right.click()
     row = {"prompt": first.prompt, "chosen": first.right, "rejected": first.left}
-    assert json.loads(lines(path)[0]) == row
+    assert list(PreferenceDataset.load(path, WORLD).rows()) == [row]
     cell.undo.click()
     assert cell.pair == first  # with its sides as they were
     cell.left.click()
     row = {"prompt": first.prompt, "chosen": first.left, "rejected": first.right}
-    assert json.loads(lines(path)[0]) == row
+    assert list(PreferenceDataset.load(path, WORLD).rows()) == [row]
 
 
 def test_a_skip_is_no_answer_and_undo_brings_it_back(path):
@@ -209,7 +209,8 @@ def test_too_few_preferences_are_refused_and_enough_can_be_trained_on(path):
             _ = cell.preferences
         (cell.left if k % 2 else cell.right).click()
     assert cell.is_enough and len(cell.preferences) == 20
-    assert list(cell.preferences.rows()) == [json.loads(line) for line in lines(path)]
+    saved = PreferenceDataset.load(path, WORLD)
+    assert list(cell.preferences.rows()) == list(saved.rows())
     _, history = train_reward_model(cell.preferences, RewardModelSettings(steps=2), device="cpu")
     assert history.rows[-1]["step"] == 2
 

@@ -39,19 +39,19 @@ def test_answers_keep_their_order_over_two_files(path):
     assert list(path.parent.iterdir()) == []
 
 
-def test_the_file_of_preferences_is_one_that_the_dataset_reads(path):
+def test_the_file_of_preferences_is_one_that_the_dataset_writes(path, tmp_path):
     files = AnswerFiles(path, WORLD)
     files.add(PAIRS[0], LEFT)
     files.add(PAIRS[1], TIE)
     files.add(PAIRS[2], RIGHT)
-    expected = [
+    loaded = PreferenceDataset.load(path, WORLD)
+    assert list(loaded.rows()) == [
         {"prompt": "film", "chosen": "very great", "rejected": "dull"},
         {"prompt": "concert", "chosen": "good but dull", "rejected": "loud"},
     ]
-    assert [json.loads(line) for line in lines(path)] == expected
-    loaded = PreferenceDataset.load(path, WORLD)
-    assert list(loaded.rows()) == expected
-    assert list(files.dataset().rows()) == expected
+    for name, dataset in (("loaded", loaded), ("given", files.dataset())):
+        dataset.save(tmp_path / name)
+        assert path.read_bytes() == (tmp_path / name).read_bytes()
     assert [json.loads(line) for line in lines(files.ties_path)] == [
         {"prompt": "nap", "first": "good and loud", "second": "not bad", "after": 1}
     ]
@@ -90,6 +90,12 @@ def test_files_changed_elsewhere_are_read_again(path):
     other.add(PAIRS[0], RIGHT)
     assert one.refresh() and not one.refresh()
     assert one.answers[0].pair.ranked(one.answers[0].verdict) == ("dull", "very great")
+
+
+def test_answers_given_in_another_world_are_refused(path):
+    AnswerFiles(path, WORLD).add(PAIRS[0], LEFT)
+    with pytest.raises(ValueError, match=r"mine.jsonl:1.*another world"):
+        AnswerFiles(path, WordMDP(max_length=4))
 
 
 def test_a_pair_is_the_same_with_its_sides_swapped():
