@@ -141,7 +141,7 @@ def run_pytest(folder: Path, arguments: list[str], plugin) -> int:
     settings.load_profile("mutants")
     ignored = [f"--ignore=tests/{name}" for name in NOT_THE_CORE]
     options = ["-q", "--tb=short", "--disable-plugin-autoload", "-p", "no:cacheprovider"]
-    options.append(f"--basetemp={folder / 'build' / 'tmp'}")
+    options.append(f"--basetemp={folder / '.tmp'}")
     return int(pytest.main([*options, *ignored, *arguments], plugins=[plugin]))
 
 
