@@ -20,9 +20,9 @@ COMMANDS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser: one sub-command for each module of `rlhf_toy.course.commands`."""
+    """Build the parser: one sub-command for each module of `rlhf_toy.course.commands`."""
     parser = argparse.ArgumentParser(
-        prog="rlhf_toy", description="RLHF in worlds small enough to be solved exactly."
+        prog="rlhf_toy", description="RLHF in worlds that are small enough to solve exactly."
     )
     parser.add_argument("--version", action="version", version=version("rlhf_toy"))
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -35,13 +35,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Args:
-        argv: the arguments after the program's name; the process's own by default.
+        argv: the arguments after the program's name (default: those of this process).
 
     Returns:
-        The exit code: 0 if all went well, 1 if the command says not, 2 for a usage error.
+        The exit code: 0 for success, 1 if the command or writing a file failed, 2 for a usage
+        error.
     """
     args = build_parser().parse_args(argv)
     try:
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"rlhf_toy: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # such as a full disk: the message names the file
+        print(f"rlhf_toy: error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from rlhf_toy.checks import (
 )
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
-from rlhf_toy.models import Policy, sample
+from rlhf_toy.models import Policy, check_fits, sample
 from rlhf_toy.training import (
     History,
     Metrics,
@@ -185,6 +185,7 @@ def run_best_of_n(
     check_tensors(scores=scores)
     device = pick_device(device)
     generator = make_generator(seed, device)
+    check_fits(reference, world)
     reference = copy.deepcopy(reference).to(device)
     scores = scores.cpu()
     yardstick = Yardstick(world, reference, settings.beta)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ def check_number(
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    finite = abs(value) <= sys.float_info.max
+    finite = value.bit_length() < 1024 if isinstance(value, int) else math.isfinite(value)
     if finite and low <= value <= high and above < value < below:
         return
     limits = [f"at least {low:g}"] if low > -math.inf else []
@@ -75,6 +74,18 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     check_type(name, value, str, expected)
     if value not in choices:
         raise ValueError(f"{name} must be {expected}, got {shown(value)}")
+
+
+def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts as a tuple; raise unless they are one or more, different, not empty."""
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a tuple or list of texts, got {shown(texts)}")
+    if not texts:
+        raise ValueError(f"{name} must hold at least one text")
+    for text in texts:
+        if not text.strip() or texts.count(text) > 1:
+            raise ValueError(f"{name} must be different texts; {text!r} is empty or given twice")
+    return tuple(texts)
 
 
 def check_tensors(**tensors: Tensor) -> None:
@@ -135,11 +146,13 @@ def check_last_dimension(**tensors: Tensor) -> None:
 
 
 def check_finite(**tensors: Tensor) -> None:
-    """Raise a TypeError or ValueError unless every value is a tensor without NaN and infinities."""
+    """Raise unless every value is a tensor, not empty, without NaN and infinities."""
     check_tensors(**tensors)
     for name, tensor in tensors.items():
-        if bad := int((~tensor.isfinite()).sum()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity in {bad} place(s)")
+        bad, n = int((~tensor.isfinite()).sum()), tensor.numel()
+        if bad > 0 or n == 0:
+            got = f"NaN or infinity in {bad} of {n} entries"
+            raise ValueError(f"{name} must be finite and not empty, got {got}")
 
 
 def check_ids(name: str, ids: Tensor, limit: int, dim: int, low: int = 0) -> None:

@@ -107,6 +107,7 @@ def pair_logps(policy: Policy, preferences: PreferenceDataset) -> Tensor:
     Raises:
         ValueError: the policy was made for another world.
     """
+    check_type("preferences", preferences, PreferenceDataset, "a PreferenceDataset")
     check_fits(policy, preferences.world)
     prompts, responses, index = preferences.unique_responses()
     logps = policy.token_logps(prompts, responses).sum(1)

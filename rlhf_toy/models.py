@@ -361,6 +361,15 @@ class Rollout(Rows):
     logps: Tensor  # [B, T] log π(action | state) in nats, 0 after the end
     mask: Tensor  # [B, T] True up to and including the end
 
+    def distinct(self) -> tuple[Rollout, Tensor]:
+        """Return each different row once, U of them, and which of them each row was: [B]."""
+        rows = torch.cat([self.prompts[:, None], self.actions, self.responses], dim=1)
+        _, index, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
+        places = torch.arange(len(rows), device=rows.device)
+        first = torch.empty_like(counts)  # "amin" makes the choice among equal rows reproducible
+        first.scatter_reduce_(0, index, places, "amin", include_self=False)
+        return self[first], index
+
 
 @torch.inference_mode()
 def _draw(

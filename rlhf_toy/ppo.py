@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_toy.checks import check_choice, check_number, check_positive, check_type, shown
+from rlhf_toy.checks import check_choice, check_number, check_positive, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import (
@@ -24,6 +24,7 @@ from rlhf_toy.losses import (
     ppo_clip_loss,
     token_rewards,
     value_loss,
+    weighted_mean,
     whiten,
 )
 from rlhf_toy.models import Policy, PolicyModel, Rollout, ValueModel, check_fits, sample
@@ -33,6 +34,7 @@ from rlhf_toy.training import (
     Reward,
     State,
     Watch,
+    check_scores,
     check_settings,
     linear_decay,
     make_checkpoint,
@@ -207,11 +209,14 @@ def ppo_iteration(
     """
     # Sample responses from the policy as it is.
     prompts = world.sample_prompts(settings.batch_size, state.generator)
-    rollout = sample(state.policy, world, prompts, state.generator)
+    # What was drawn several times is read once: the models see fewer rows, with their counts as
+    # weights, and every mean stays the same.
+    rollout, index = sample(state.policy, world, prompts, state.generator).distinct()
+    counts = index.bincount()
     with torch.no_grad():
-        scores = check_scores(reward(prompts, rollout.responses), prompts)
-        ref_logps = reference.token_logps(prompts, rollout.responses, rollout.actions)
-        experience = make_experience(rollout, scores, ref_logps, state.critic, settings)
+        scores = check_scores(reward(rollout.prompts, rollout.responses), rollout.prompts)
+        ref_logps = reference.token_logps(rollout.prompts, rollout.responses, rollout.actions)
+        experience = make_experience(rollout, scores, ref_logps, state.critic, settings, counts)
 
     # Step towards what was better, within the clip.
     linear_decay(state.optimizer, settings.learning_rate, state.step, settings.iterations)
@@ -221,8 +226,11 @@ def ppo_iteration(
         order = torch.randperm(
             settings.batch_size, generator=state.generator, device=prompts.device
         )
-        for rows in order.chunk(settings.num_mini_batches):
-            loss, metrics = ppo_loss(state.policy, state.critic, experience[rows], settings)
+        for drawn in order.chunk(settings.num_mini_batches):
+            rows, weights = index[drawn].unique(return_counts=True)
+            loss, metrics = ppo_loss(
+                state.policy, state.critic, experience[rows], settings, weights
+            )
             state.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -230,31 +238,17 @@ def ppo_iteration(
             updates.append(metrics)
     state.step += 1
 
-    kl = approx_kl(rollout.logps, ref_logps).sum(1).mean()
+    kl = weighted_mean(approx_kl(rollout.logps, ref_logps).sum(1), counts)
+    score = weighted_mean(scores, counts)
     return {
         "objective/kl": kl,
-        "objective/entropy": -rollout.logps.sum(1).mean(),
-        "objective/scores": scores.mean(),
+        "objective/entropy": -weighted_mean(rollout.logps.sum(1), counts),
+        "objective/scores": score,
         "objective/non_score_reward": -settings.beta * kl,
-        "objective/rlhf_reward": scores.mean() - settings.beta * kl,
+        "objective/rlhf_reward": score - settings.beta * kl,
         "val/ratio_first": updates[0]["val/ratio"],
         **{name: torch.stack([u[name] for u in updates]).mean() for name in updates[0]},
     }
-
-
-def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Return rewards [B] as float32; raise unless there is one finite number for each response."""
-    if not isinstance(scores, Tensor) or scores.shape != prompts.shape:
-        raise ValueError(
-            f"the reward function must return one number for each of {len(prompts)} responses, "
-            f"a tensor [{len(prompts)}], got {shown(scores)}"
-        )
-    if not scores.isfinite().all():
-        raise ValueError(
-            "the reward function returned NaN or inf; training stops here, and a checkpoint keeps "
-            "the last state that was saved"
-        )
-    return scores.float()
 
 
 def train_ppo(
@@ -274,7 +268,8 @@ def train_ppo(
     Args:
         world: one of this package's worlds, bare or in Gymnasium's wrappers.
         reference: π_ref, in the reward and in the yardstick: a GPT or a table.
-        reward: a `RewardModel`, or `world.response_rewards` for the true reward.
+        reward: a `RewardModel`, or `world.response_rewards` for the true reward. In each iteration
+            it is asked once for each different response, so it must not be random.
         settings: see `PPOSettings`.
         seed: of everything random.
         device: None picks CUDA where there is one.

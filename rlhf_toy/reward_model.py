@@ -74,6 +74,7 @@ def pair_rewards(model: RewardModel, preferences: PreferenceDataset) -> Tensor:
     Raises:
         ValueError: the model was made for another world.
     """
+    check_type("preferences", preferences, PreferenceDataset, "a PreferenceDataset")
     check_fits(model, preferences.world)
     prompts, responses, index = preferences.unique_responses()
     return model(prompts, responses).index_select(0, index).view(2, -1)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from rlhf_toy.checks import check_count, check_number, check_type, shown
 from rlhf_toy.envs import TextWorld
-from rlhf_toy.files import atomic_file
+from rlhf_toy.files import atomic_file, check_output
 from rlhf_toy.models import PolicyModel, check_fits
 
 CHECKPOINT_HEAD = b"rlhf_toy checkpoint, sha256 "
@@ -223,6 +222,21 @@ def digest(*values: Any) -> str:
     return sha.hexdigest()[:16]
 
 
+def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Return rewards [B] as float32; raise unless there is one finite number for each response."""
+    if not isinstance(scores, Tensor) or scores.shape != prompts.shape:
+        raise ValueError(
+            f"the reward function must return one number for each of {len(prompts)} responses, "
+            f"a tensor [{len(prompts)}], got {shown(scores)}"
+        )
+    if not scores.isfinite().all():
+        raise ValueError(
+            "the reward function returned NaN or inf; training stops here, and a checkpoint keeps "
+            "the last state that was saved"
+        )
+    return scores.float()
+
+
 def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str:
     """Return a fingerprint of a reward: a model's weights, or a function's values.
 
@@ -234,9 +248,10 @@ def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str
     generator = make_generator(0)
     tokens = torch.randint(world.n_actions, (PROBES, world.max_length), generator=generator)
     prompts, fluent = world.sample_corpus(PROBES, generator)
+    prompts = prompts.repeat(2).to(device)
     responses = torch.cat([world.pad(tokens), fluent]).to(device)
     with torch.no_grad():
-        return digest(reward(prompts.repeat(2).to(device), responses))
+        return digest(check_scores(reward(prompts, responses), prompts))
 
 
 @dataclass
@@ -277,14 +292,13 @@ class Checkpoint:
     Args:
         path: the file. Its folder must exist.
         identity: what decides the result of the run, as plain values by name.
+
+    Raises:
+        TypeError, ValueError: a path that cannot be written to, see `check_output`.
     """
 
     def __init__(self, path: str | os.PathLike, identity: Mapping[str, Any]) -> None:
-        self.path, self.identity = Path(path), dict(identity)
-        if not self.path.parent.is_dir():
-            raise ValueError(
-                f"no folder {str(self.path.parent)!r} for the checkpoint: make it first"
-            )
+        self.path, self.identity = check_output(path), dict(identity)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the state, whole or not at all."""

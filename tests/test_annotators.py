@@ -191,7 +191,7 @@ def test_only_the_callers_generator_decides():
 
 def test_ratings_need_finite_rewards():
     for rater in (Rater(), CROWD):
-        with pytest.raises(ValueError, match="rewards must be finite, got NaN or infinity in 2"):
+        with pytest.raises(ValueError, match="finite and not empty, got NaN or infinity in 2 of 3"):
             rater.rate(torch.tensor([0.0, math.nan, math.inf]), make_generator(0))
 
 

@@ -117,9 +117,13 @@ def test_n_must_be_an_integer_of_at_least_1(n):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_scores_must_be_finite(bad):
     scores = torch.tensor([[0.0, bad, 1.0]])
-    with pytest.raises(ValueError, match="scores must be finite, got NaN or infinity in 1 place"):
+    with pytest.raises(
+        ValueError, match="scores must be finite and not empty, got NaN or infinity in 1 of 3"
+    ):
         best_of_n_logps(random_reference(3, 0), scores, 2)
-    with pytest.raises(ValueError, match="scores must be finite, got NaN or infinity in 1 place"):
+    with pytest.raises(
+        ValueError, match="scores must be finite and not empty, got NaN or infinity in 1 of 3"
+    ):
         pick_best_of_n(torch.zeros(1, 3, 2), scores)
 
 

@@ -60,3 +60,13 @@ def test_a_mistake_in_the_code_is_not_taken_for_the_user_s(monkeypatch):
     monkeypatch.setattr(command_line.COMMANDS["doctor"], "run", run)
     with pytest.raises(ValueError, match="a bug"):
         command_line.main(["doctor"])
+
+
+def test_a_failed_write_is_one_line_with_the_file_and_exit_code_1(monkeypatch, capsys):
+    def run(args):
+        raise OSError(28, "No space left on device", "out.json")
+
+    monkeypatch.setattr(command_line.COMMANDS["doctor"], "run", run)
+    assert command_line.main(["doctor"]) == 1
+    message = "rlhf_toy: error: [Errno 28] No space left on device: 'out.json'\n"
+    assert capsys.readouterr().err == message

@@ -19,13 +19,12 @@ from rlhf_toy.models import GPTConfig, PolicyModel, RewardModel, Rollout, ValueM
 from rlhf_toy.ppo import (
     PPOSettings,
     PPOState,
-    check_scores,
     make_experience,
     ppo_iteration,
     ppo_loss,
     train_ppo,
 )
-from rlhf_toy.training import make_generator
+from rlhf_toy.training import check_scores, make_generator
 
 BETA = 0.4
 # Summed over tokens, not whitened, undiscounted: the setting in which PPO's first step is ∇J.
@@ -307,10 +306,39 @@ def flat(gradients):
     return torch.cat([g.flatten() for g in gradients])
 
 
-def test_batch_size_is_how_many_responses_the_reward_sees(tiny, updates):
+def spy_on_ppo_loss(monkeypatch):
+    """The (batch, weights) of every call of `ppo_loss` from now on."""
+    seen = []
+
+    def spy(policy, critic, batch, settings, weights):
+        seen.append((batch, weights))
+        return ppo_loss(policy, critic, batch, settings, weights)
+
+    monkeypatch.setattr("rlhf_toy.ppo.ppo_loss", spy)
+    return seen
+
+
+def test_batch_size_is_how_many_responses_are_drawn(tiny, updates, monkeypatch):
+    seen = spy_on_ppo_loss(monkeypatch)
     for batch_size in (8, 24):
+        seen.clear()
         settings = replace(PLAIN, batch_size=batch_size, num_mini_batches=2)
-        assert one_iteration(tiny, settings, updates)[2] == [batch_size]
+        _, _, calls = one_iteration(tiny, settings, updates)
+        assert sum(int(weights.sum()) for _, weights in seen) == batch_size
+        assert len(calls) == 1 and calls[0] <= batch_size
+
+
+def test_a_response_that_is_drawn_twice_is_read_once_and_counts_twice(tiny, updates, monkeypatch):
+    settings = replace(PLAIN, whiten_advantages=True, aggregate="token", num_ppo_epochs=2)
+    once, once_metrics, once_calls = one_iteration(tiny, settings, updates)
+    everything = lambda rollout: (rollout, torch.arange(len(rollout)))  # noqa: E731
+    monkeypatch.setattr(Rollout, "distinct", everything)
+    twice, twice_metrics, twice_calls = one_iteration(tiny, settings, updates)
+    assert once_calls[0] < twice_calls[0] == settings.batch_size
+    for (_, one), (_, other) in zip(once, twice, strict=True):
+        assert torch.allclose(flat(one), flat(other), atol=1e-4)
+    for name, metric in once_metrics.items():
+        assert float(metric) == pytest.approx(float(twice_metrics[name]), abs=1e-5), name
 
 
 def test_epochs_and_minibatches_are_how_many_updates_there_are(tiny, updates):
@@ -320,19 +348,15 @@ def test_epochs_and_minibatches_are_how_many_updates_there_are(tiny, updates):
 
 
 def test_an_epoch_takes_each_response_once_in_a_new_order(tiny, updates, monkeypatch):
-    seen = []
-    real = ppo_loss
-
-    def spy(policy, critic, batch, settings):
-        seen.append(batch.logps.sum(1))
-        return real(policy, critic, batch, settings)
-
-    monkeypatch.setattr("rlhf_toy.ppo.ppo_loss", spy)
+    seen = spy_on_ppo_loss(monkeypatch)
     one_iteration(tiny, replace(PLAIN, num_ppo_epochs=2, num_mini_batches=2), updates)
-    epochs = [torch.cat(seen[:2]), torch.cat(seen[2:])]
-    assert [len(half) for half in seen] == [40] * 4
+    halves = [
+        batch.logps.sum(1).repeat_interleave(weights).sort().values for batch, weights in seen
+    ]
+    assert [len(half) for half in halves] == [40] * 4
+    epochs = [torch.cat(halves[:2]), torch.cat(halves[2:])]
     assert torch.equal(epochs[0].sort().values, epochs[1].sort().values)
-    assert not torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(halves[0], halves[2])
 
 
 @pytest.mark.parametrize("step", [0, 3, 9])
@@ -527,8 +551,8 @@ def test_ppo_trains_in_a_stochastic_world():
     ("bad", "words"),
     [
         (lambda p, y: torch.full((len(p),), torch.nan), "returned NaN or inf"),
-        (lambda p, y: torch.zeros(len(p), 1), "one number for each of 32 responses"),
-        (lambda p, y: 1.0, "one number for each of 32 responses"),
+        (lambda p, y: torch.zeros(len(p), 1), r"one number for each of \d+ responses"),
+        (lambda p, y: 1.0, r"one number for each of \d+ responses"),
     ],
 )
 def test_a_reward_that_cannot_be_used_stops_ppo_at_once(bad, words):

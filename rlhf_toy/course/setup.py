@@ -1,6 +1,6 @@
-"""What every notebook's setup cell calls, and the versions that the package needs.
+"""The setup cell of every notebook, and the versions of the packages that the course needs.
 
-Nothing here needs more than `packaging`, so that it works where much else is missing.
+This file imports only `packaging`, because it has to work where other packages are missing.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-# Whoever has these has chosen them (a CUDA build, Colab's own); a wrong copy costs gigabytes
-# and a restart, so that they are only ever reported.
+# The installed copy was probably chosen (a CUDA build, Colab's own), and replacing it costs
+# gigabytes and a restart. So the setup only reports a problem with these.
 NEVER_INSTALLED = ("torch", "numpy")
 
 
 @dataclass(frozen=True)
 class Dependency:
-    """A package that the course needs, and what there is of it.
+    """A package that the course needs, and its installed version.
 
     Attributes:
-        requirement: the name and the range of versions.
-        installed: the version that is installed, or None.
+        requirement: the name and the range of versions that the course supports.
+        installed: the installed version, or None if it is not installed.
     """
 
     requirement: Requirement
@@ -38,8 +38,8 @@ class Dependency:
         return self.requirement.name
 
     @property
-    def is_lacking(self) -> bool:
-        """Whether it is missing, or older than the range allows."""
+    def is_missing(self) -> bool:
+        """Whether it is not installed, or too old."""
         return self.installed is None or any(
             self.installed < Version(bound.version)
             for bound in self.requirement.specifier
@@ -47,9 +47,9 @@ class Dependency:
         )
 
     @property
-    def is_untried(self) -> bool:
-        """Whether it is newer than the range, so that nobody has tried it with the course."""
-        return not self.is_lacking and not self.requirement.specifier.contains(
+    def is_untested(self) -> bool:
+        """Whether it is newer than the range that was tested with the course."""
+        return not self.is_missing and not self.requirement.specifier.contains(
             self.installed, prereleases=True
         )
 
@@ -59,7 +59,7 @@ class Dependency:
 
 
 def installed_version(name: str) -> Version | None:
-    """The version of an installed distribution, or None where there is none."""
+    """Return the version of an installed distribution, or None if it is not installed."""
     try:
         return Version(metadata.version(name))
     except metadata.PackageNotFoundError:
@@ -67,7 +67,7 @@ def installed_version(name: str) -> Version | None:
 
 
 def dependencies() -> list[Dependency]:
-    """What the installed package declares that it needs at run time, extras left out."""
+    """Return the run-time dependencies that the installed package declares, without extras."""
     declared = map(Requirement, metadata.requires("rlhf_toy") or [])
     return [
         Dependency(requirement, installed_version(requirement.name))
@@ -77,17 +77,17 @@ def dependencies() -> list[Dependency]:
 
 
 def setup(notebook_version: str) -> None:
-    """Makes a notebook ready: checks the packages, installs what is lacking, sets the style.
+    """Prepare a notebook: check the packages, install missing ones, set the plotting style.
 
-    torch and numpy are never touched, nor is ipywidgets on Colab, whose own version 7 is the
-    one that works there; what is newer than the tested range is left alone.
+    It never installs torch or numpy, nor ipywidgets on Colab, where only Colab's own version 7
+    works. A package that is newer than the tested range is left alone.
 
     Args:
         notebook_version: the version of rlhf_toy that the notebook was written for.
 
     Raises:
-        RuntimeError: something is lacking that is not installed from here, or could not be; the
-            message says what to do.
+        RuntimeError: a package is missing and was not or could not be installed; the message says
+            what to do.
     """
     version = metadata.version("rlhf_toy")
     if Version(version) < Version(notebook_version):
@@ -98,15 +98,14 @@ def setup(notebook_version: str) -> None:
     needed = dependencies()
     on_colab = "google.colab" in sys.modules
     fixed = [d for d in needed if d.name in NEVER_INSTALLED + ("ipywidgets",) * on_colab]
-    lacking = [d for d in needed if d.is_lacking]
-    for dependency in lacking:
+    missing = [d for d in needed if d.is_missing]
+    for dependency in missing:
         if dependency.name in NEVER_INSTALLED:
             raise RuntimeError(
-                f"Found {dependency}. The setup never installs {dependency.name}, so as not to "
-                f'replace yours: run `pip install "{dependency.requirement}"`, then restart the '
-                "kernel."
+                f"Found {dependency}. The setup does not install {dependency.name}: run "
+                f'`pip install "{dependency.requirement}"`, then restart the kernel.'
             )
-    _install([d for d in lacking if d not in fixed], keep=[d for d in fixed if d.installed])
+    _install([d for d in missing if d not in fixed], keep=[d for d in fixed if d.installed])
 
     from rlhf_toy import plots
 
@@ -114,21 +113,21 @@ def setup(notebook_version: str) -> None:
     print(f"rlhf_toy {version} is ready")
 
 
-def _install(lacking: list[Dependency], keep: list[Dependency]) -> None:
-    """Installs what is lacking with pip, holding the packages to keep at their versions."""
-    if not lacking:
+def _install(missing: list[Dependency], keep: list[Dependency]) -> None:
+    """Install packages with pip, without changing the versions of those to keep."""
+    if not missing:
         return
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("".join(f"{d.name}=={d.installed}\n" for d in keep))
-        wanted = [str(d.requirement) for d in lacking]
+        wanted = [str(d.requirement) for d in missing]
         command = [sys.executable, "-m", "pip", "install", "--quiet", "-c", str(constraints)]
         done = subprocess.run([*command, *wanted], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"pip could not install {', '.join(wanted)}:\n{done.stderr.strip()}")
-    stale = [d.name for d in lacking if d.installed and d.name in sys.modules]
+    stale = [d.name for d in missing if d.installed and d.name in sys.modules]
     if stale:
         raise RuntimeError(
-            f"{', '.join(stale)} was replaced by a newer version while the old one was in use: "
+            f"{', '.join(stale)} was updated, but this kernel still uses the old version: "
             "restart the kernel and run this cell again."
         )

@@ -1,46 +1,88 @@
-"""The bandit: a prompt arrives, one of K responses is the arm.
+"""The bandit: a prompt arrives, and one of K whole responses is the arm that is pulled.
 
-Everything an instructor may want to change stands at the top of this file.
+To make another bandit, write another `BanditSpec` and pass it to `PromptBandit`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_toy.checks import check_number, check_texts, check_type, shown
 from rlhf_toy.envs.text_world import TextWorld
 
-# The prompts, the responses, and how they meet.
-PROMPTS = (
-    "How do I boil an egg?",
-    "Is the earth flat?",
-    "Tell me a joke.",
-    "What is 7 times 8?",
+
+@dataclass(frozen=True, kw_only=True)
+class BanditSpec:
+    """A bandit as data. Tables have a row for each prompt and a column for each response.
+
+    Attributes:
+        prompts: X texts.
+        responses: Y texts.
+        taste: [X][Y] true rewards, in logits.
+        habits: [X][Y] logits of the corpus: how often it gives each response, good or bad.
+
+    Raises:
+        TypeError: texts or numbers of the wrong kind.
+        ValueError: no text, a text twice, a table of another shape, a number that is not finite.
+    """
+
+    prompts: Sequence[str]
+    responses: Sequence[str]
+    taste: Sequence[Sequence[float]]
+    habits: Sequence[Sequence[float]]
+
+    def __post_init__(self) -> None:
+        freeze = partial(object.__setattr__, self)
+        freeze("prompts", check_texts("prompts", self.prompts))
+        freeze("responses", check_texts("responses", self.responses))
+        shape = len(self.prompts), len(self.responses)
+        for name in ("taste", "habits"):
+            table = np.array(getattr(self, name), dtype=object)
+            if table.shape != shape:
+                rows = f"{shape[0]} rows, one a prompt, of {shape[1]} numbers"
+                raise ValueError(f"{name} must have {rows}, got {shown(getattr(self, name))}")
+            for number in table.flat:
+                check_number(f"each entry of {name}", number)
+            freeze(name, tuple(tuple(map(float, row)) for row in table))
+
+
+QUESTIONS = BanditSpec(
+    prompts=(
+        "How do I boil an egg?",
+        "Is the earth flat?",
+        "Tell me a joke.",
+        "What is 7 times 8?",
+    ),
+    responses=(
+        "Seven minutes in boiling water.",
+        "No; it is very nearly a ball.",
+        "A neural network walks into a bar and overfits.",
+        "Fifty-six.",
+        "I am not sure, sorry.",
+        "What a great question! Thank you so much for asking!",
+        "As everybody knows, yes, absolutely.",
+        "Ask somebody else.",
+    ),
+    taste=(
+        (2.5, -1.0, 0.0, -1.0, 0.0, -0.5, -1.5, -2.0),
+        (-1.0, 2.5, 0.5, -1.0, -0.5, -0.5, -2.5, -2.0),
+        (-0.5, -0.5, 2.0, -0.5, 0.0, -0.5, -1.0, -1.5),
+        (-1.0, -1.0, 0.0, 2.0, 0.0, -0.5, -1.5, -2.0),
+    ),
+    habits=(
+        (0.0, -1.0, -1.0, -1.0, 1.0, 1.0, -0.5, 0.0),
+        (-1.0, 0.0, -0.5, -1.0, 0.5, 0.5, 1.0, 0.0),
+        (-1.0, -1.0, 0.0, -1.0, 0.5, 1.0, 0.0, 0.5),
+        (-1.0, -1.0, -1.0, 0.5, 1.0, 0.5, 0.5, 0.0),
+    ),
 )
-RESPONSES = (
-    "Seven minutes in boiling water.",
-    "No; it is very nearly a ball.",
-    "A neural network walks into a bar and overfits.",
-    "Fifty-six.",
-    "I am not sure, sorry.",
-    "What a great question! Thank you so much for asking!",
-    "As everybody knows, yes, absolutely.",
-    "Ask somebody else.",
-)
-# The hidden taste: the true reward of each response (columns) to each prompt (rows), in logits.
-TASTE = (
-    (2.5, -1.0, 0.0, -1.0, 0.0, -0.5, -1.5, -2.0),
-    (-1.0, 2.5, 0.5, -1.0, -0.5, -0.5, -2.5, -2.0),
-    (-0.5, -0.5, 2.0, -0.5, 0.0, -0.5, -1.0, -1.5),
-    (-1.0, -1.0, 0.0, 2.0, 0.0, -0.5, -1.5, -2.0),
-)
-# How often the corpus gives each response to each prompt: habits, in logits, not quality.
-HABITS = (
-    (0.0, -1.0, -1.0, -1.0, 1.0, 1.0, -0.5, 0.0),
-    (-1.0, 0.0, -0.5, -1.0, 0.5, 0.5, 1.0, 0.0),
-    (-1.0, -1.0, 0.0, -1.0, 0.5, 1.0, 0.0, 0.5),
-    (-1.0, -1.0, -1.0, 0.5, 1.0, 0.5, 0.5, 0.0),
-)
+HABITS = QUESTIONS.habits  # the notebooks' reference policy, in logits
 
 
 class PromptBandit(TextWorld):
@@ -48,43 +90,49 @@ class PromptBandit(TextWorld):
 
     ## Description
     A contextual bandit: a prompt arrives, one whole response is chosen, and the hidden taste says
-    how much it is liked. This is the bandit view of a language model, whose arms are the responses
-    (L3). A response is one token here, so that everything that runs on words runs on arms.
+    how much it is liked. This is the bandit view of a language model, whose arms are the responses.
+    A response is a single token here, so everything that works on words works on arms.
 
     ## Action Space
-    `Discrete(8)`: the response, in the order of `RESPONSES`.
+    `Discrete(K)`, `Discrete(8)` for `QUESTIONS`: the response, in the order of the spec.
 
     ## Observation Space
     `Dict`: `prompt`, the prompt's index, and `response`, one token id: the arm that was pulled, or
-    the pad token 8 before.
+    before that the pad token K.
 
     ## Rewards
-    The true reward r(x, y) of the response to the prompt, in logits: an entry of `TASTE`.
+    The true reward r(x, y) of the response to the prompt, in logits: an entry of the spec's
+    `taste`.
 
     ## Starting State
-    A prompt drawn uniformly, or that of `reset(options={"prompt": ...})`, an index or a text.
+    A random prompt, all equally likely, or that of `reset(options={"prompt": ...})`, an index or a
+    text.
 
     ## Episode End
     The episode terminates after one response. It is never truncated.
 
     ## Arguments
+    * `spec=QUESTIONS`: the prompts, the responses, the taste and the habits, see `BanditSpec`.
     * `render_mode=None`: `"ansi"` gives the prompt and the response as a text.
     """
 
-    def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(PROMPTS, RESPONSES, 1, has_end_token=False, render_mode=render_mode)
-        self._taste = torch.tensor(TASTE, dtype=torch.float64)
+    def __init__(self, spec: BanditSpec = QUESTIONS, render_mode: str | None = None) -> None:
+        check_type("spec", spec, BanditSpec, "a BanditSpec such as QUESTIONS")
+        super().__init__(spec.prompts, spec.responses, 1, False, render_mode)
+        self.world_spec = spec
+        self._taste = torch.tensor(spec.taste, dtype=torch.float64)
 
     def encode(self, text: str) -> Tensor:
         """The response with this text as token ids [1]; a ValueError if there is none."""
         return self.encode_words([text])
 
     def response_rewards(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """True reward of each response, see `TextWorld.response_rewards`."""
+        """Return the true reward of each response, see `TextWorld.response_rewards`."""
+        self.written_mask(prompts, responses)
         return self._taste.to(responses.device)[prompts, responses[:, 0]]
 
     def sample_corpus(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n prompts [n] and habitual responses [n, 1], see `TextWorld.sample_corpus`."""
+        """Sample n prompts [n] and habitual responses [n, 1]."""
         prompts = self.sample_prompts(n, generator)
-        weights = torch.tensor(HABITS, device=prompts.device).softmax(-1)[prompts]
+        weights = torch.tensor(self.world_spec.habits, device=prompts.device).softmax(-1)[prompts]
         return prompts, torch.multinomial(weights, 1, generator=generator)

@@ -1,13 +1,16 @@
-"""What the three worlds share: prompts, words, responses as tensors, and the Gymnasium interface.
+"""What all worlds share: prompts, words, responses as tensors, and the Gymnasium interface.
 
-A response is a row of `max_length` word ids. It ends with the end token or at the length limit,
-and is padded after its end; nothing after the end counts anywhere. The same functions serve one
-Gymnasium step and a batch of a million responses, so that both always agree.
+A response is a row of `max_length` token ids. It ends with the end token or at the length limit and
+is padded after its end. Tokens after the end are never looked at. One Gymnasium step and a batch of
+a million responses go through the same functions, so their results always agree.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -17,38 +20,64 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rlhf_toy.checks import (
+    check_count,
+    check_generator,
+    check_ids,
+    check_same_shape,
+    check_tensors,
+    check_texts,
+    check_type,
+    shown,
+)
+
 
 def response_mask(responses: Tensor, end_token: int | None) -> Tensor:
-    """True on a response's tokens up to and including its end token: [..., T] → bool [..., T].
+    """Return True on a response's tokens up to and including its end: [..., T] → bool [..., T].
 
-    Only the first end token decides; whatever stands after it does not matter. All tokens are real
-    where there is no end token, or none in the row.
+    Only the first end token counts; tokens after it do not matter. In a row without an end token,
+    all tokens are True.
+
+    Raises:
+        TypeError: `responses` is not a tensor.
     """
+    check_tensors(responses=responses)
     if end_token is None:
         return torch.ones_like(responses, dtype=torch.bool)
     is_end = responses == end_token
     return is_end.cumsum(-1) - is_end.long() == 0
 
 
+def digest(*parts: Any) -> str:
+    """A short hexadecimal digest of anything JSON can hold, the same on every machine."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
 class TextWorld(gym.Env):
     """A world in which a prompt arrives and a response of a few words is given.
 
-    Words have the ids 0 … n_words − 1, the end token (where there is one) the id n_words, so that
-    the actions are 0 … n_actions − 1. The models know two kinds of token more: `pad_token` and one
-    token per prompt, see `prompt_tokens`.
+    Words have the ids 0 … n_words − 1 and the end token, if there is one, the id n_words; together
+    they are the actions 0 … n_actions − 1. The models also know `pad_token` and one token for each
+    prompt, see `prompt_tokens`.
 
     Args:
-        prompts: the prompts' texts, X of them.
-        words: the words' texts, without the end token.
+        prompts: the texts of the X prompts.
+        words: the texts of the words, without the end token.
         max_length: T, the largest number of words in a response.
         has_end_token: whether a response can end before the length limit.
         render_mode: `"ansi"` for a text of the state, or None.
 
+    Attributes:
+        world_spec: the world's data, a frozen dataclass that every subclass sets (Gymnasium keeps
+            its own registration in `spec`).
+
     Raises:
-        ValueError: no prompt, no word, a text twice, a length below 1, an unknown render mode.
+        TypeError: texts that are not a tuple or list, or a `max_length` that is not an integer.
+        ValueError: no text, a text twice, a length below 1, or an unknown render mode.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 4}
+    world_spec: Any
 
     def __init__(
         self,
@@ -58,17 +87,12 @@ class TextWorld(gym.Env):
         has_end_token: bool,
         render_mode: str | None = None,
     ) -> None:
-        for name, texts in (("prompts", prompts), ("words", words)):
-            if not texts or len(set(texts)) < len(texts):
-                raise ValueError(f"{name} must be one or more different texts, got {list(texts)}")
-        if not isinstance(max_length, int) or max_length < 1:
-            raise ValueError(f"max_length must be a whole number of at least 1, got {max_length!r}")
+        self.prompts, self.words = check_texts("prompts", prompts), check_texts("words", words)
+        check_count("max_length", max_length)
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
-        self.prompts, self.words = tuple(prompts), tuple(words)
-        self.max_length = max_length
-        self.render_mode = render_mode
-        self.n_prompts, self.n_words = len(prompts), len(words)
+        self.max_length, self.render_mode = int(max_length), render_mode
+        self.n_prompts, self.n_words = len(self.prompts), len(self.words)
         self.end_token = self.n_words if has_end_token else None
         self.n_actions = self.n_words + has_end_token
         self.pad_token = self.n_actions
@@ -77,76 +101,128 @@ class TextWorld(gym.Env):
         self.action_space = spaces.Discrete(self.n_actions)
         self.observation_space = spaces.Dict(
             prompt=spaces.Discrete(self.n_prompts),
-            response=spaces.MultiDiscrete([self.n_actions + 1] * max_length),
+            response=spaces.MultiDiscrete([self.n_actions + 1] * self.max_length),
         )
         self._prompt: int | None = None
 
     @property
     def vocabulary(self) -> str:
-        return repr((self.prompts, self.words, self.max_length, self.end_token))
+        """A digest of what a model of this world must share: prompts, words, length, end token."""
+        return digest(self.prompts, self.words, self.max_length, self.end_token)
 
     @property
     def fingerprint(self) -> str:
-        return type(self).__name__ + self.vocabulary
+        """A digest of everything that decides rewards and transitions: class, length and spec.
 
-    # What a world has to say for itself.
+        A subclass with more settings overrides this and digests them too.
+        """
+        return digest(type(self).__name__, self.vocabulary, asdict(self.world_spec))
+
+    # Subclasses implement the first two, and the others where the world is stochastic.
 
     def response_rewards(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """True reward r(x, y) of finished responses (L2, L3).
+        """Return the true reward r(x, y) of each response.
 
         Args:
             prompts: [B] prompt indices.
-            responses: [B, T] token ids; what stands after the end is not looked at.
+            responses: [B, T] token ids. A row that is padded without an end token counts as cut
+                off there.
 
         Returns:
             [B] rewards in logits, float64.
+
+        Raises:
+            TypeError: not tensors.
+            ValueError: an empty batch, shapes that do not fit, ids out of range, or a pad token
+                where a word or the end token must be.
         """
         raise NotImplementedError
 
     def sample_corpus(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Fluent text for supervised learning: n prompts [n] and responses [n, T] (L5)."""
+        """Sample text for supervised learning: n prompts [n] and responses to them [n, T]."""
         raise NotImplementedError
 
     def transition(self, actions: Tensor, uniforms: Tensor) -> Tensor:
-        """The token that is appended when `actions` are taken: here the action itself (L4).
+        """Return the token that is appended for each action; here it is the action itself.
 
         Args:
             actions: [B] token ids.
-            uniforms: [B] numbers in [0, 1), the world's own chance.
+            uniforms: [B] numbers in [0, 1), the randomness of a stochastic world.
 
         Returns:
             [B] token ids.
+
+        Raises:
+            TypeError: not tensors.
+            ValueError: shapes that differ, or an action out of range.
         """
+        check_same_shape(actions=actions, uniforms=uniforms)
+        check_ids("actions", actions, self.n_actions, actions.dim())
         return actions
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether the token that is chosen is always the token that is appended."""
+        """Whether the token that is appended is always the token that was chosen."""
         return True
 
     # Responses as tensors.
 
     def prompt_tokens(self, prompts: Tensor) -> Tensor:
-        """The tokens [B] by which the models know the prompts with indices [B]."""
+        """The tokens by which the models know prompt indices: [...] → [...]."""
+        check_tensors(prompts=prompts)
+        check_ids("prompts", prompts, self.n_prompts, prompts.dim())
         return prompts + self.n_actions + 1
 
-    def response_mask(self, responses: Tensor) -> Tensor:
-        """`response_mask` with this world's end token: [..., T] → bool [..., T]."""
-        return response_mask(responses, self.end_token)
+    def response_mask(self, responses: Tensor, dim: int | None = None) -> Tensor:
+        """`response_mask` with this world's end token: [..., T] → bool [..., T].
+
+        Raises:
+            TypeError: not a tensor.
+            ValueError: rows that are not T tokens long, none at all, ids out of range, or another
+                number of dimensions than `dim`.
+        """
+        mask = response_mask(responses, self.end_token)
+        if responses.shape[-1:] != (self.max_length,):
+            row = f"a row of {self.max_length} tokens"
+            raise ValueError(f"a response must be {row}, got {shown(responses)}")
+        until_end, dim = responses.where(mask, 0), responses.dim() if dim is None else dim
+        check_ids("responses up to their end", until_end, self.pad_token + 1, dim)
+        return mask
+
+    def written_mask(self, prompts: Tensor | None, responses: Tensor) -> Tensor:
+        """Check responses [B, T], and prompts [B] if given; return where a token was written.
+
+        This is `response_mask` without the pads of a row that was cut off.
+
+        Raises:
+            TypeError, ValueError: see `response_rewards`.
+        """
+        mask = self.response_mask(responses, 2) & (responses != self.pad_token)
+        if prompts is not None:
+            check_ids("prompts", prompts, self.n_prompts, 1)
+            if len(prompts) != len(responses):
+                raise ValueError(f"got {len(prompts)} prompts for {len(responses)} responses")
+        if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
+            pad = f"the pad token {self.pad_token}"
+            raise ValueError(f"responses must have a token first and none after {pad}")
+        return mask
 
     def pad(self, responses: Tensor) -> Tensor:
         """Responses [..., T] with the pad token wherever `response_mask` is False."""
-        return responses.masked_fill(~self.response_mask(responses), self.pad_token)
+        mask = self.response_mask(responses)
+        return responses.masked_fill(~mask, self.pad_token)
 
     def sample_prompts(self, n: int, generator: torch.Generator) -> Tensor:
-        """n prompt indices [n] from d0, which is uniform over the prompts."""
+        """Sample n prompt indices [n]; all prompts are equally likely."""
+        check_count("n", n)
+        check_generator(generator)
         return torch.randint(self.n_prompts, (n,), generator=generator, device=generator.device)
 
     @cached_property
     def all_responses(self) -> Tensor:
-        """Every response once: [Y, T] token ids, short ones first, then in the words' order.
+        """Every response once: [Y, T] token ids, short ones first, then in the order of the words.
 
-        The order is that of `response_index`, and of the columns of everything exact.
+        `response_index` and the columns of all exact tables use the same order.
         """
         rows = []
         for length in range(self.max_length + 1):
@@ -163,8 +239,8 @@ class TextWorld(gym.Env):
         return torch.cat(rows)
 
     def response_index(self, responses: Tensor) -> Tensor:
-        """Where responses [B, T] stand in `all_responses`: [B]."""
-        is_word = self.response_mask(responses) & (responses < self.n_words)
+        """Where responses [B, T] are in `all_responses`: [B]; errors as in `response_rewards`."""
+        is_word = self.written_mask(None, responses) & (responses < self.n_words)
         lengths = is_word.sum(-1)
         number = torch.zeros_like(lengths)
         for t in range(self.max_length):
@@ -175,7 +251,7 @@ class TextWorld(gym.Env):
 
     @cached_property
     def level_starts(self) -> Tensor:
-        """[T + 1]: how many word strings are shorter than 0, 1 … T words."""
+        """[T + 1] numbers of word strings with fewer than 0, 1 … T words."""
         sizes = [self.n_words**length for length in range(self.max_length)]
         return torch.tensor([0, *np.cumsum(sizes).tolist()])
 
@@ -185,29 +261,34 @@ class TextWorld(gym.Env):
         """The index of a prompt's text.
 
         Raises:
+            TypeError: not a text.
             ValueError: this world has no such prompt.
         """
+        check_type("prompt", prompt, str, "a text")
         if prompt not in self.prompts:
             raise ValueError(f"unknown prompt {prompt!r}; the prompts are {list(self.prompts)}")
         return self.prompts.index(prompt)
 
     def encode(self, text: str) -> Tensor:
-        """A response's text as token ids [T], ended and padded.
+        """A response's text as token ids [T], with end token and padding.
 
-        Words are separated by blanks. Fewer than T words mean that the end token follows.
+        Words are separated by blanks. With fewer than T words, the end token follows.
 
         Raises:
+            TypeError: not a text.
             ValueError: an unknown word, or too many words.
         """
+        check_type("text", text, str, "a text")
         return self.encode_words(text.split())
 
     def encode_words(self, words: Sequence[str]) -> Tensor:
-        """A list of words as token ids [T], ended and padded; errors as for `encode`."""
+        """A list of words as token ids [T], with end token and padding; errors as for `encode`."""
+        check_type("words", words, list | tuple, "a list of words")
         unknown = [word for word in words if word not in self.words]
         if unknown:
             raise ValueError(f"unknown word {unknown[0]!r}; the words are {list(self.words)}")
         if len(words) > self.max_length:
-            raise ValueError(f"{len(words)} words; a response has {self.max_length} at the most")
+            raise ValueError(f"{len(words)} words; a response has at most {self.max_length}")
         if len(words) < self.max_length and self.end_token is None:
             raise ValueError(f"{len(words)} words; a response has exactly {self.max_length}")
         tokens = torch.full((self.max_length,), self.pad_token)
@@ -217,8 +298,8 @@ class TextWorld(gym.Env):
         return tokens
 
     def decode(self, response: Tensor) -> str:
-        """The text of one response [T]: its words up to its end."""
-        tokens = response[self.response_mask(response)].tolist()
+        """The text of one response [T]: its words up to its end; errors as in `response_mask`."""
+        tokens = response[self.response_mask(response, 1)].tolist()
         return " ".join(self.words[token] for token in tokens if token < self.n_words)
 
     # Gymnasium.
@@ -226,7 +307,7 @@ class TextWorld(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Draws a prompt, or takes `options={"prompt": index or text}`."""
+        """Start an episode with a random prompt, or with `options={"prompt": index or text}`."""
         super().reset(seed=seed)
         prompt = (options or {}).get("prompt")
         if isinstance(prompt, str):
@@ -239,7 +320,7 @@ class TextWorld(gym.Env):
         return self._observation(), {}
 
     def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Appends a token. The reward is 0 until the response is over, then r(x, y)."""
+        """Append a token. The reward is 0 until the response is over, then r(x, y)."""
         if not self.action_space.contains(action):
             raise ValueError(f"action must be 0 … {self.n_actions - 1}, got {action!r}")
         if self._prompt is None or self._over:
@@ -270,12 +351,14 @@ class TextWorld(gym.Env):
 
 
 def unwrap(env: gym.Env) -> TextWorld:
-    """The world inside Gymnasium's wrappers.
+    """Return the world itself, whether it is given bare or inside Gymnasium's wrappers.
 
     Raises:
-        TypeError: it is none of this package's worlds.
+        TypeError: it is not one of this package's worlds.
     """
     world = env.unwrapped if isinstance(env, gym.Env) else env
     if not isinstance(world, TextWorld):
-        raise TypeError(f"expected one of the rlhf_toy/ worlds, got {world!r}")
+        raise TypeError(
+            f"expected one of the rlhf_toy/ worlds, such as WordMDP(), got {shown(world)}"
+        )
     return world

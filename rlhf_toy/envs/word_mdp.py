@@ -1,6 +1,6 @@
 """The token MDP: short reviews, written word by word, and a hidden taste that judges them.
 
-Everything an instructor may want to change stands at the top of this file.
+The rules are here; words, grammar, taste and corpus come from a `WordSpec`.
 """
 
 from __future__ import annotations
@@ -11,231 +11,223 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from rlhf_toy.envs.text_world import TextWorld
-
-# The prompts: what a review is about.
-PROMPTS = ("film", "concert", "library", "holiday", "meeting", "nap")
-
-# The words, by what they do. The end token comes on top of them.
-ADJECTIVES = ("good", "great", "bad", "dull", "long", "loud")
-INTENSIFIERS = ("very",)
-NEGATIONS = ("not",)
-CONJUNCTIONS = ("and", "but")
-WORDS = ADJECTIVES + INTENSIFIERS + NEGATIONS + CONJUNCTIONS
-MAX_LENGTH = 5
-
-# The hidden taste, in logits. What an adjective is worth, and where that depends on the prompt.
-TASTE = {"good": 0.5, "great": 1.2, "bad": -1.0, "dull": -0.6, "long": 0.0, "loud": 0.0}
-TASTE_OF_PROMPT = {
-    "film": {"long": -0.3, "loud": 0.3},
-    "concert": {"long": 0.6, "loud": 1.0},
-    "library": {"long": 0.3, "loud": -1.2},
-    "holiday": {"long": 1.0, "loud": -0.6},
-    "meeting": {"long": -1.2, "loud": -0.3},
-    "nap": {"long": 1.0, "loud": -1.2, "dull": 0.3},
-}
-INTENSITY = 1.5  # "very" multiplies what follows
-NEGATION = -0.5  # "not" turns it round, and weakens it
-REPETITION_COST = 1.0  # for every adjective that was said before
-GRAMMAR_COST = 1.2  # for every word that may not follow the one before it, and a dangling end
-CONTRAST_COST = 0.6  # for an "and" between praise and complaint, or a "but" between two of a kind
-SILENCE_COST = 1.2  # for saying nothing
-
-# The grammar: which kind of word may follow which. A review ends after an adjective.
-KINDS = ("adjective", "intensifier", "negation", "conjunction", "end")
-FOLLOWS = {
-    "start": ("adjective", "intensifier", "negation"),
-    "adjective": ("conjunction", "end"),
-    "intensifier": ("adjective",),
-    "negation": ("adjective", "intensifier"),
-    "conjunction": ("adjective", "intensifier", "negation"),
-}
-
-# The corpus of fluent reviews: one phrase or two, joined as praise and complaint demand.
-ADJECTIVE_WEIGHTS = {"good": 4, "great": 2, "bad": 3, "dull": 3, "long": 3, "loud": 3}
-TWO_PHRASES = 0.6  # the share of reviews with two phrases
-VERY_SHARE = 0.3
-NOT_SHARE = 0.25
+from rlhf_toy.checks import check_number, check_type
+from rlhf_toy.envs.text_world import TextWorld, digest
+from rlhf_toy.envs.word_spec import KINDS, REVIEWS, WordSpec
 
 
 class WordMDP(TextWorld):
     """Write a short review of a prompt's subject, one word at a time.
 
     ## Description
-    A prompt arrives (a film, a concert, a nap …) and a review of up to five words is written. Each
-    action appends one word; the end token closes the review. A hidden taste, a small system of
-    rules at the top of this file, says how much the review is liked. This is the token view of a
-    language model: the state is the prompt with the words so far, and appending is deterministic
-    (L4).
+    A prompt arrives (in `REVIEWS` a film, a concert, a nap …) and a review of a few words is
+    written. Each action appends one word; the end token closes the review. A hidden taste, the
+    rules below with the numbers of a `WordSpec`, says how much the review is liked. This is the
+    token view of a language model: the state is the prompt and the words so far, and appending is
+    deterministic.
 
     ## Action Space
-    `Discrete(11)`: the word to append, in the order of `WORDS`, and last the end token.
+    `Discrete(n_words + 1)`, `Discrete(11)` for `REVIEWS`: the word to append, in the order of
+    `words`, and last the end token.
 
     ## Observation Space
-    `Dict`: `prompt`, the prompt's index, and `response`, `max_length` token ids of which those not
-    yet written are the pad token 11.
+    `Dict`: `prompt`, the prompt's index, and `response`, `max_length` token ids. Those not written
+    yet are the pad token, n_words + 1.
 
     ## Rewards
     0 until the review is over, then its true reward r(x, y) in logits: the worth of its adjectives
-    (more after "very", turned round after "not", and dependent on the prompt) less the costs of
-    repetition, broken grammar, false contrast and silence.
+    (multiplied by intensifiers and negations, and dependent on the prompt) minus the costs of
+    repetition, broken grammar, wrong conjunctions and silence.
 
     ## Starting State
-    An empty review of a prompt drawn uniformly, or of `reset(options={"prompt": ...})`, an index or
-    a text.
+    An empty review of a random prompt, all equally likely, or of `reset(options={"prompt": ...})`,
+    an index or a text.
 
     ## Episode End
     The episode terminates after the end token or after `max_length` words. It is never truncated.
 
     ## Arguments
-    * `max_length=5`: the largest number of words.
+    * `spec=REVIEWS`: the words, the grammar, the taste and the corpus, see `WordSpec`.
+    * `max_length=None`: the largest number of words; None for that of the spec, 5 in `REVIEWS`.
     * `render_mode=None`: `"ansi"` gives the review so far as a text.
     """
 
-    def __init__(self, max_length: int = MAX_LENGTH, render_mode: str | None = None) -> None:
-        super().__init__(PROMPTS, WORDS, max_length, has_end_token=True, render_mode=render_mode)
-        kinds = (ADJECTIVES, INTENSIFIERS, NEGATIONS, CONJUNCTIONS)
-        self._kinds = torch.tensor(
-            [kind for kind, words in enumerate(kinds) for _ in words] + [KINDS.index("end")]
-        )
-        # One row more for the start of a review, the last.
+    def __init__(
+        self,
+        spec: WordSpec = REVIEWS,
+        max_length: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        check_type("spec", spec, WordSpec, "a WordSpec such as REVIEWS")
+        length = spec.max_length if max_length is None else max_length
+        super().__init__(spec.prompts, spec.words, length, True, render_mode)
+        self.world_spec = spec
+        order = (*KINDS, "end", "start")
+        self._kinds = torch.tensor([order.index(kind) for kind in (*spec.kinds, "end")])
+        follows = dict(spec.grammar)
         self._may_follow = torch.tensor(
-            [[after in FOLLOWS.get(before, ()) for after in KINDS] for before in (*KINDS, "start")]
+            [[after in follows.get(before, ()) for after in order[:-1]] for before in order]
         )
-        self._worth = torch.zeros(self.n_prompts, self.n_actions, dtype=torch.float64)
-        for x, prompt in enumerate(PROMPTS):
-            for word, worth in (TASTE | TASTE_OF_PROMPT[prompt]).items():
-                self._worth[x, WORDS.index(word)] = worth
+        # The number of each word: an adjective's worth, a factor, or a conjunction's sign.
+        numbers = [number for kind in KINDS for _, number in getattr(spec, kind)]
+        self._numbers = torch.tensor([[*numbers, 0.0]] * self.n_prompts, dtype=torch.float64)
+        for prompt, taste in spec.prompt_taste:
+            for word, worth in taste:
+                self._numbers[self.prompts.index(prompt), self.words.index(word)] = worth
 
     def response_rewards(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """True reward of each review, see `TextWorld.response_rewards`.
+        """Return the true reward of each review, see `TextWorld.response_rewards`.
 
         One pass over the T positions, all reviews of the batch at once.
         """
-        device = responses.device
+        mask = self.written_mask(prompts, responses)
+        spec, device = self.world_spec, responses.device
         kinds, may_follow = self._kinds.to(device), self._may_follow.to(device)
-        worth = self._worth.to(device)
-        adjective, intensifier, negation, conjunction, end = range(len(KINDS))
-        but = WORDS.index("but")
+        numbers = self._numbers.to(device)
+        adjective, intensifier, negation, conjunction, end, start = range(len(KINDS) + 2)
 
-        mask = self.response_mask(responses)
         reward = torch.zeros(len(responses), dtype=torch.float64, device=device)
-        very = torch.zeros_like(mask[:, 0])  # whether the next adjective is intensified
-        negated = torch.zeros_like(mask[:, 0])  # … and whether it is turned round
+        intensity = torch.ones_like(reward)  # the factor of the phrase's intensifier
+        sign = torch.ones_like(reward)  # the factor of the phrase's negation
         phrase = torch.zeros_like(reward)  # the worth of the phrase before the last conjunction
-        joint = torch.zeros_like(reward)  # +1 after "and", −1 after "but", 0 before either
-        before = torch.full_like(prompts, len(KINDS))  # the kind of the last word; here the start
+        joint = torch.zeros_like(reward)  # the sign of the conjunction before this phrase, or 0
+        before = torch.full_like(prompts, start)  # the kind of the last word
         said = torch.zeros(len(responses), self.n_actions, dtype=torch.bool, device=device)
         for t in range(self.max_length):
             here = mask[:, t]
-            word = responses[:, t].clamp(max=self.n_actions - 1)  # pads are masked out below
-            kind = kinds[word]
-            is_adjective = here & (kind == adjective)
+            word = responses[:, t].where(here, self.end_token)
+            kind, number = kinds[word], numbers[prompts, word]
+            is_adjective, is_conjunction = kind == adjective, kind == conjunction
 
-            value = worth[prompts, word]
-            value = torch.where(very, INTENSITY * value, value)
-            value = torch.where(negated, NEGATION * value, value)
+            value = sign * (intensity * number)
             reward += is_adjective * value
             mismatch = joint * value.sign() * phrase.sign() < 0
-            reward -= CONTRAST_COST * (is_adjective & mismatch).double()
+            reward -= spec.contrast_cost * (is_adjective & mismatch).double()
             repeated = said.gather(1, word[:, None])[:, 0]
-            reward -= REPETITION_COST * (is_adjective & repeated).double()
+            reward -= spec.repetition_cost * (is_adjective & repeated).double()
             said.scatter_(1, word[:, None], (repeated | is_adjective)[:, None])
-            silent = (kind == end) & (before == len(KINDS))
-            reward -= GRAMMAR_COST * (here & ~may_follow[before, kind] & ~silent).double()
-            reward -= SILENCE_COST * (here & silent).double()
+            silent = (kind == end) & (before == start)
+            reward -= spec.grammar_cost * (here & ~may_follow[before, kind] & ~silent).double()
+            reward -= spec.silence_cost * (here & silent).double()
 
-            is_conjunction = here & (kind == conjunction)
-            joint = torch.where(is_conjunction, torch.where(word == but, -1.0, 1.0), joint)
-            joint = torch.where(is_adjective, 0.0, joint)
+            joint = torch.where(is_conjunction, number, joint).masked_fill(is_adjective, 0.0)
             phrase = torch.where(is_adjective, value, phrase)
             phrase_over = is_adjective | is_conjunction
-            very = (very & ~phrase_over) | (here & (kind == intensifier))
-            negated = (negated & ~phrase_over) | (here & (kind == negation))
+            intensity = torch.where(
+                kind == intensifier, number, intensity.masked_fill(phrase_over, 1.0)
+            )
+            sign = torch.where(kind == negation, number, sign.masked_fill(phrase_over, 1.0))
             before = torch.where(here, kind, before)
-        dangling = (before != end) & (before != adjective)  # cut off at the length limit
-        return reward - GRAMMAR_COST * dangling.double()
+        dangling = (before != end) & ~may_follow[before, end]  # cut off where it may not end
+        return reward - spec.grammar_cost * dangling.double()
 
     @cached_property
     def fluent_reviews(self) -> tuple[Tensor, Tensor]:
-        """Every review of the corpus grammar [N, T], and how likely each prompt makes it [X, N]."""
-        total = sum(ADJECTIVE_WEIGHTS.values())
-        phrases = []  # words, probability, adjective, sign that "not" gives
-        for negated, very, adjective in product((False, True), (False, True), ADJECTIVES):
-            chance = ADJECTIVE_WEIGHTS[adjective] / total
-            chance *= NOT_SHARE if negated else 1 - NOT_SHARE
-            chance *= VERY_SHARE if very else 1 - VERY_SHARE
-            words = ["not"] * negated + ["very"] * very + [adjective]
-            phrases.append((words, chance, adjective, -1 if negated else 1))
+        """Every review of the corpus [N, T], and its probability for each prompt [X, N].
 
-        reviews, chances = [], []
-        for words, chance, _, _ in phrases:
-            reviews.append(words)
-            chances.append([(1 - TWO_PHRASES) * chance] * self.n_prompts)
+        A fluent review is one phrase or two, joined by a conjunction of the right sign.
+
+        Raises:
+            ValueError: no review of the corpus has this grammar and fits into `max_length` words.
+        """
+        spec = self.world_spec
+        weights = {word: 1.0 for word, _ in spec.adjectives} | dict(spec.corpus_weights)
+        total = sum(weights.values())
+        phrases = []  # words, probability, adjective, sign of the negation
+        modifiers = ([None, *dict(spec.negations)], [None, *dict(spec.intensifiers)])
+        for negation, intensifier, adjective in product(*modifiers, weights):
+            chance = weights[adjective] / total
+            chance *= spec.negated / len(spec.negations) if negation else 1 - spec.negated
+            modified = spec.intensified / len(spec.intensifiers)
+            chance *= modified if intensifier else 1 - spec.intensified
+            words = [word for word in (negation, intensifier, adjective) if word]
+            phrases.append((words, chance, adjective, -1 if negation else 1))
+
+        single = 1 - spec.two_phrases
+        reviews = [(words, [single * chance] * self.n_prompts) for words, chance, _, _ in phrases]
+        signs = [sign for _, sign in spec.conjunctions]
         for (words, chance, one, sign), (more, further, other, other_sign) in product(
             phrases, repeat=2
         ):
             if one == other:
                 continue
-            worth = self._worth[:, [WORDS.index(one), WORDS.index(other)]]
+            worth = self._numbers[:, [self.words.index(one), self.words.index(other)]]
             contrast = sign * other_sign * worth.prod(1) < 0
-            for conjunction in CONJUNCTIONS:
-                fits = contrast if conjunction == "but" else ~contrast
-                reviews.append([*words, conjunction, *more])
-                chances.append((TWO_PHRASES * chance * further * fits).tolist())
-        short = [i for i, words in enumerate(reviews) if len(words) <= self.max_length]
-        tokens = torch.stack([self.encode_words(reviews[i]) for i in short])
-        probabilities = torch.tensor([chances[i] for i in short], dtype=torch.float64).T
+            for conjunction, joint in spec.conjunctions:
+                fits = contrast if joint < 0 else ~contrast | (joint == 0)
+                share = spec.two_phrases * chance * further / signs.count(joint)
+                reviews.append(([*words, conjunction, *more], (share * fits).tolist()))
+
+        kinds = dict(zip(spec.words, spec.kinds, strict=True))
+        short = [review for review in reviews if len(review[0]) <= self.max_length]
+        kept = [(y, p) for y, p in short if spec.is_grammatical([kinds[word] for word in y])]
+        if not any(sum(chances) for _, chances in kept):
+            raise ValueError(
+                f"no review of the corpus has this grammar and at most {self.max_length} words: "
+                "change the grammar, the shares of modified phrases, or max_length"
+            )
+        probabilities = torch.tensor([chances for _, chances in kept], dtype=torch.float64).T
+        tokens = torch.stack([self.encode_words(words) for words, _ in kept])
         return tokens, probabilities / probabilities.sum(1, keepdim=True)
 
     def sample_corpus(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n prompts [n] and fluent reviews of them [n, T], see `TextWorld.sample_corpus`."""
-        tokens, probabilities = self.fluent_reviews
+        """Sample n prompts [n] and fluent reviews of them [n, T]."""
         prompts = self.sample_prompts(n, generator)
+        tokens, probabilities = self.fluent_reviews
         weights = probabilities.to(prompts.device)[prompts]
         chosen = torch.multinomial(weights, 1, generator=generator)[:, 0]
         return prompts, tokens.to(prompts.device)[chosen]
 
 
 class SlipperyWordMDP(WordMDP):
-    """The word world with a slip of the pen: the appended word is sometimes another.
+    """The word world with slips of the pen: sometimes another word is appended than the chosen one.
 
     ## Description
-    As `WordMDP`, but the token that is appended is the chosen one only with probability 1 − slip;
-    else it is any other token, the end token included, each equally likely. The reward sees what
-    was written, not what was meant. With stochastic transitions the log-ratio of DPO is no longer
-    the reward up to a constant (L29).
+    As `WordMDP`, but the chosen token is appended only with probability 1 − slip. Otherwise any
+    other token is, the end token included, each equally likely. The reward depends on what was
+    written, not on what was chosen. With such stochastic transitions the log-ratio of DPO is no
+    longer the reward up to a constant.
 
     ## Action Space
-    `Discrete(11)`: the word meant, in the order of `WORDS`, and last the end token.
+    `Discrete(n_words + 1)`, `Discrete(11)` for `REVIEWS`: the chosen word, in the order of `words`,
+    and last the end token.
 
     ## Observation Space
     As in `WordMDP`: `prompt`, and `response`, the tokens that were written.
 
     ## Rewards
-    As in `WordMDP`, of what was written.
+    As in `WordMDP`, for what was written.
 
     ## Starting State
     As in `WordMDP`.
 
     ## Episode End
-    After an end token was written, meant or not, or after `max_length` words.
+    After an end token was written, chosen or not, or after `max_length` words.
 
     ## Arguments
     * `slip=0.1`: the probability that another token is appended, in [0, 1].
-    * `max_length=5`, `render_mode=None`: as in `WordMDP`.
+    * `spec=REVIEWS`, `max_length=None`, `render_mode=None`: as in `WordMDP`.
     """
 
     def __init__(
-        self, slip: float = 0.1, max_length: int = MAX_LENGTH, render_mode: str | None = None
+        self,
+        slip: float = 0.1,
+        spec: WordSpec = REVIEWS,
+        max_length: int | None = None,
+        render_mode: str | None = None,
     ) -> None:
-        if not 0 <= slip <= 1:
-            raise ValueError(f"slip must be a probability in [0, 1], got {slip}")
-        super().__init__(max_length, render_mode)
-        self.slip = slip
+        check_number("slip", slip, low=0, high=1)
+        super().__init__(spec, max_length, render_mode)
+        self.slip = float(slip)
+
+    @property
+    def fingerprint(self) -> str:
+        """As `TextWorld.fingerprint`, with the probability of a slip."""
+        return digest(super().fingerprint, self.slip)
 
     def transition(self, actions: Tensor, uniforms: Tensor) -> Tensor:
-        """The token that is appended, see `TextWorld.transition`: [B] × 2 → [B]."""
+        """Return the token that is appended, see `TextWorld.transition`: [B] × 2 → [B]."""
+        actions = super().transition(actions, uniforms)
         if self.slip == 0:
             return actions
         others = (uniforms / self.slip * (self.n_actions - 1)).long().clamp(max=self.n_actions - 2)
@@ -248,6 +240,6 @@ class SlipperyWordMDP(WordMDP):
 
     @cached_property
     def transition_probabilities(self) -> Tensor:
-        """[A, A] float64: how likely each token is appended (columns) when one is meant (rows)."""
+        """[A, A] float64 probabilities that a token is appended (column) for a chosen one (row)."""
         stay = torch.eye(self.n_actions, dtype=torch.float64)
         return (1 - self.slip) * stay + self.slip / (self.n_actions - 1) * (1 - stay)

@@ -28,6 +28,7 @@ def n_states(world: TextWorld) -> int:
     State x · P + i is prompt x with the i-th of P word strings (in the order of
     `TextWorld.all_responses`); the last state is the end.
     """
+    world = unwrap(world)
     return world.n_prompts * int(world.level_starts[-1]) + 1
 
 

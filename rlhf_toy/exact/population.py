@@ -259,6 +259,7 @@ def population_dpo(
         RuntimeError: the optimiser found no point where the gradient vanishes.
     """
     check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
+    check_shapes(ref_logps=(ref_logps, "SA"))
     check_distribution("ref_logps", ref_logps)
     check_finite(ref_logps=ref_logps)
     check_positive(beta=beta)

@@ -47,14 +47,14 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     return calls
 
 
-def test_nothing_is_installed_where_nothing_is_lacking(pip, capsys):
+def test_nothing_is_installed_if_nothing_is_missing(pip, capsys):
     notebook.setup(VERSION)
     assert pip == []
     assert capsys.readouterr().out == f"rlhf_toy {VERSION} is ready\n"
 
 
 @pytest.mark.parametrize("found", [None, "0.9.0"])
-def test_only_what_is_lacking_is_installed_and_torch_and_numpy_are_held(
+def test_only_what_is_missing_is_installed_and_torch_and_numpy_are_held(
     pip, pretend, monkeypatch, found
 ):
     monkeypatch.delitem(sys.modules, "gymnasium")
@@ -94,7 +94,7 @@ def test_what_is_newer_than_the_range_is_left_alone(pip, pretend):
 def test_a_package_that_was_replaced_while_in_use_asks_for_a_restart(pip, pretend, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", ModuleType("scipy"))
     pretend(scipy="1.0.0")
-    with pytest.raises(RuntimeError, match=r"scipy was replaced .* restart the kernel"):
+    with pytest.raises(RuntimeError, match=r"scipy was updated, .* restart the kernel"):
         notebook.setup(VERSION)
 
 

@@ -324,7 +324,7 @@ def test_tables_that_do_not_fit_are_refused():
     assert "sum to 1" in message(3, ref_logps - 0.1)
     assert "ids from 0 to 2, got ids from -1 to" in message(0, successors.clamp(max=1) - 1)
     assert "ids from 0 to 2, got ids from" in message(0, successors + 1)
-    assert "rewards must be finite, got NaN" in message(2, rewards * math.nan)
+    assert "rewards must be finite and not empty, got NaN" in message(2, rewards * math.nan)
     assert "horizon must be an integer of at least 1" in message(0, successors, horizon=0)
     assert "beta must be" in message(0, successors, beta=0.0)
     for wrong in (logps, logps.expand(2, 3, 2)[..., :1], logps.expand(2, 3, 2)[:, :1]):

@@ -255,7 +255,9 @@ def test_tables_and_starts_that_do_not_fit_are_refused():
         enumerate_episodes(successors, probabilities / 2, rewards, ref_logps, 0, 2)
     with pytest.raises(ValueError, match="ref_logps must hold log-probabilities"):
         enumerate_episodes(successors, probabilities, rewards, ref_logps * 2, 0, 2)
-    with pytest.raises(ValueError, match="rewards must be finite, got NaN or infinity in 1 place"):
+    with pytest.raises(
+        ValueError, match="rewards must be finite and not empty, got NaN or infinity in 1 of"
+    ):
         spoiled = rewards.clone()
         spoiled[1, 0, 0] = torch.nan
         enumerate_episodes(successors, probabilities, spoiled, ref_logps, 0, 2)

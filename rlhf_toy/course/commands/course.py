@@ -1,4 +1,4 @@
-"""Run all notebooks, from top to bottom, into a folder of pages to browse."""
+"""Run all notebooks from top to bottom and save them as a folder of HTML pages."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_toy.course.commands.usage import UsageError
+from rlhf_toy.course.commands.usage import UsageError, check_writable, read_notebook
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-# A folder without this file was not made here, and is never replaced.
+# Only a folder with this file in it was made here and may be replaced.
 MARKER = ".rlhf_toy_course"
+
+LONGEST_TIMEOUT = 10**6  # seconds
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -52,17 +54,17 @@ ITEM = '<li><a href="{href}">{title}</a><p>{question}</p><p class="note{mark}">{
 
 
 class CellFailed(Exception):
-    """A cell that did not run to its end; the message says which and why."""
+    """A cell failed; the message says which one and why."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one notebook.
+    """The result of running one notebook.
 
     Attributes:
         path: the notebook's file.
-        notebook: its content, executed as far as it went.
-        note: how long it took, or why it did not run.
+        notebook: its content, with outputs up to the first failure.
+        note: how long it took, or why it failed or did not run.
         failed: whether one of its cells failed.
     """
 
@@ -73,7 +75,7 @@ class Outcome:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's options."""
+    """Declare the command's options."""
     parser.add_argument(
         "--notebooks",
         type=Path,
@@ -93,44 +95,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1800,
         metavar="SECONDS",
-        help="how long one cell may take (default: 1800)",
+        help="the time limit of one cell (default: 1800)",
     )
     parser.add_argument(
         "--in-place",
         action="store_true",
-        help="save the outputs in the notebooks too, once all of them ran to their end",
+        help="if no cell fails, save the outputs in the notebooks too",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the notebooks in order until one fails, and writes a page for each, and an index.
+    """Run the notebooks in order until one fails; write a page for each, and an index.
 
-    If a cell fails, the pages go to a folder of their own (`…-failed`), so that those of an
-    earlier run stay; what did not run is shown as it was saved.
+    If a cell fails, the pages go to a separate folder (`…-failed`), and the pages of an earlier
+    run stay. Notebooks that did not run are shown with their saved outputs.
 
     Returns:
         0 if every cell ran, 1 otherwise.
 
     Raises:
-        UsageError: no notebooks, or a folder that cannot be used; nothing has been written then.
+        UsageError: there are no notebooks, one cannot be read or saved, or the folder for the
+            pages cannot be used. Nothing has been written then.
     """
-    if args.timeout <= 0:
-        raise UsageError(f"--timeout must be positive, got {args.timeout}")
+    if not 0 < args.timeout <= LONGEST_TIMEOUT:
+        raise UsageError(f"--timeout must be from 1 to {LONGEST_TIMEOUT}, got {args.timeout}")
     paths = sorted(args.notebooks.glob("*.ipynb"))
     if not paths:
         raise UsageError(f"no notebooks in {args.notebooks}")
-    failed_output = args.output.with_name(f"{args.output.name}-failed")
-    for folder in (args.output, failed_output):
-        _check_replaceable(folder)
-    notebooks = {path: _read(path) for path in paths}
+    notebooks = {path: read_notebook(path) for path in paths}
+    for path in paths if args.in_place else ():
+        check_writable("--in-place", path)
+    output, failed_output = _check_output(args.output)
     outcomes = _run_all(notebooks, args.timeout)
     for outcome in outcomes:
         drop_widgets(outcome.notebook)
     error = next((outcome for outcome in outcomes if outcome.failed), None)
-    index = write_pages(outcomes, failed_output if error else args.output)
+    index = write_pages(outcomes, failed_output if error else output)
     if error:
         print(f"{error.path}: {error.note}", file=sys.stderr)
-        print(f"Stopped there. What there is can be read at {index.as_uri()}")
+        print(f"Stopped there. The pages so far are at {index.as_uri()}")
         return 1
     if args.in_place:
         _save(outcomes)
@@ -141,17 +144,17 @@ def run(args: argparse.Namespace) -> int:
 def execute(
     notebook: NotebookNode, folder: Path, timeout: int, on_cell: Callable[[], object]
 ) -> None:
-    """Runs a notebook's cells in order on a fresh kernel of this very Python.
+    """Run a notebook's cells in order on a fresh kernel of the running Python.
 
     Args:
-        notebook: changed in place: outputs, execution counts and the widgets' state.
+        notebook: changed in place: outputs, execution counts and the state of its widgets.
         folder: the working folder of the kernel.
-        timeout: how many seconds a cell may take.
+        timeout: the time limit of a cell, in seconds.
         on_cell: called after each code cell.
 
     Raises:
-        CellFailed: a cell raised an error, also one that a widget caught, or its kernel died,
-            or it took too long.
+        CellFailed: a cell raised an error, a widget caught one in its callback, the kernel died,
+            or a cell took too long.
     """
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -160,7 +163,7 @@ def execute(
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     class ThisPython(AsyncKernelManager):
-        """Starts this Python, whatever kernels the machine knows by name."""
+        """Starts the running Python; ignores the kernels installed on the machine."""
 
         @property
         def kernel_spec(self) -> KernelSpec:
@@ -203,9 +206,9 @@ def execute(
 
 
 def drop_widgets(notebook: NotebookNode) -> None:
-    """Leaves of each widget the figure that stands for it, and nothing of one that has none.
+    """Replace each widget by its static figure; remove the widgets that have none.
 
-    Without a kernel a widget shows nothing, and its id is another one in every run.
+    A widget shows nothing without a kernel, and its id changes in every run.
     """
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -217,7 +220,7 @@ def drop_widgets(notebook: NotebookNode) -> None:
 
 
 def write_pages(outcomes: Iterable[Outcome], output: Path) -> Path:
-    """Writes a page for each notebook and an index, replacing the folder as a whole.
+    """Write a page for each notebook and an index; replace the folder as a whole.
 
     Returns:
         The index's absolute path.
@@ -226,8 +229,6 @@ def write_pages(outcomes: Iterable[Outcome], output: Path) -> Path:
 
     exporter = HTMLExporter(embed_images=True)
     outcomes = list(outcomes)
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
         fresh.chmod(0o755)
@@ -246,7 +247,7 @@ def write_pages(outcomes: Iterable[Outcome], output: Path) -> Path:
 
 
 def index_page(outcomes: Iterable[Outcome]) -> str:
-    """The HTML of the list of notebooks: title, question, and how long each took."""
+    """Return the HTML of the list of notebooks: title, question, and how long each took."""
     items = []
     for outcome in outcomes:
         title, question = headline(outcome.notebook)
@@ -263,7 +264,7 @@ def index_page(outcomes: Iterable[Outcome]) -> str:
 
 
 def headline(notebook: NotebookNode) -> tuple[str, str]:
-    """A notebook's first heading and the first paragraph after it, each "" where there is none."""
+    """Return a notebook's first heading and the paragraph after it, each "" if there is none."""
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     _, _, after = f"\n{text}".partition("\n# ")
     title, _, rest = after.partition("\n")
@@ -273,7 +274,7 @@ def headline(notebook: NotebookNode) -> tuple[str, str]:
 
 
 def link_to_pages(page: str, names: set[str]) -> str:
-    """Turns links to notebooks of the course into links to their pages."""
+    """Turn links to notebooks of the course into links to their pages."""
 
     def page_link(match: re.Match) -> str:
         is_ours = f"{match['stem']}.ipynb" in names
@@ -283,7 +284,7 @@ def link_to_pages(page: str, names: set[str]) -> str:
 
 
 def _run_all(notebooks: dict[Path, NotebookNode], timeout: int) -> list[Outcome]:
-    """Runs notebooks until one fails, with a bar that counts code cells."""
+    """Run notebooks until one fails, with a progress bar over the code cells."""
     from tqdm.auto import tqdm
 
     outcomes: list[Outcome] = []
@@ -291,7 +292,7 @@ def _run_all(notebooks: dict[Path, NotebookNode], timeout: int) -> list[Outcome]
     with tqdm(total=total, unit="cell") as bar:
         for path, notebook in notebooks.items():
             if outcomes and (outcomes[-1].failed or outcomes[-1].note.startswith("not run")):
-                outcomes.append(Outcome(path, notebook, "not run: shown as it was saved"))
+                outcomes.append(Outcome(path, notebook, "not run: shown with its saved outputs"))
                 continue
             bar.set_description(path.stem)
             start = time.perf_counter()
@@ -306,7 +307,7 @@ def _run_all(notebooks: dict[Path, NotebookNode], timeout: int) -> list[Outcome]
 
 
 def _save(outcomes: Iterable[Outcome]) -> None:
-    """Writes the outputs into the notebooks."""
+    """Write the outputs into the notebooks."""
     import nbformat
 
     from rlhf_toy.files import atomic_file
@@ -316,30 +317,30 @@ def _save(outcomes: Iterable[Outcome]) -> None:
             file.write((nbformat.writes(outcome.notebook) + "\n").encode())
 
 
-def _read(path: Path) -> NotebookNode:
-    """Reads a notebook, refusing a file that is none."""
+def _check_output(output: Path) -> tuple[Path, Path]:
+    """Return the absolute folders of the pages, for success and for failure.
+
+    Raises:
+        UsageError: one holds anything but pages made here, or cannot be created.
+    """
+    output = output.resolve()
+    if Path.cwd().is_relative_to(output):
+        raise UsageError(f"--output: {output} contains the working folder; choose another folder")
+    folders = (output, output.with_name(f"{output.name}-failed"))
     try:
-        import nbformat
-    except ImportError:
-        raise UsageError("Jupyter is not installed: pip install jupyter") from None
-
-    try:
-        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
-        nbformat.validate(notebook)
-    except (ValueError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
-    return notebook
-
-
-def _check_replaceable(output: Path) -> None:
-    """Refuses to replace a folder that holds anything but pages made here."""
-    made_here = (output / MARKER).is_file() or (output.is_dir() and not any(output.iterdir()))
-    if output.exists() and not made_here:
-        raise UsageError(f"{output} holds other things: choose another --output")
+        for folder in folders:
+            is_empty = folder.is_dir() and not any(folder.iterdir())
+            if folder.exists() and not is_empty and not (folder / MARKER).is_file():
+                raise UsageError(f"--output: {folder} has other content; choose another folder")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.").cleanup()
+    except OSError as error:
+        raise UsageError(f"--output: cannot create {output}: {error.strerror}") from None
+    return folders
 
 
 def _put_in_place(fresh: Path, output: Path) -> None:
-    """Moves a folder to its place; what was there before is deleted only after that."""
+    """Move a folder to its place; only then delete what was there before."""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as attic:
         if output.exists():
             os.replace(output, Path(attic) / "old")
@@ -347,6 +348,6 @@ def _put_in_place(fresh: Path, output: Path) -> None:
 
 
 def _plain(markdown: str) -> str:
-    """Markdown's words in one line, without its marks."""
+    """Return the words of some Markdown in one line, without markup."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
     return " ".join(re.sub(r"[*`]", "", text).split())

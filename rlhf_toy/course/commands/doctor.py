@@ -1,8 +1,9 @@
-"""Say what of the environment works, and how to mend what does not."""
+"""Check the environment, and suggest a fix for whatever does not work."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import tempfile
@@ -26,16 +27,16 @@ class Finding:
     Attributes:
         status: `OK`, `WARN` or `FAIL`.
         text: one line.
-        mend: a command that mends it, where something is to be mended.
+        fix: a command that fixes it, or None if there is nothing to fix.
     """
 
     status: str
     text: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's options."""
+    """Declare the command's options."""
     parser.add_argument(
         "--notebooks",
         type=Path,
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes every check and prints what it found.
+    """Run every check and print what it found.
 
     Returns:
         0 if nothing failed, 1 otherwise.
@@ -54,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     findings = [finding for check in CHECKS for finding in check(args.notebooks)]
     for finding in findings:
         print(f"{finding.status:<5} {finding.text}")
-        if finding.mend:
-            print(f"      mend it with: {finding.mend}")
+        if finding.fix:
+            print(f"      fix it with: {finding.fix}")
     failures = sum(finding.status == FAIL for finding in findings)
     warnings = sum(finding.status == WARN for finding in findings)
     print(
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_python(_: Path) -> Iterator[Finding]:
-    """Whether Python is of a version that the package allows."""
+    """Check that the package supports this version of Python."""
     version = Version(".".join(map(str, sys.version_info[:3])))
     needed = SpecifierSet(metadata.metadata("rlhf_toy")["Requires-Python"])
     if version in needed:
@@ -79,19 +80,19 @@ def check_python(_: Path) -> Iterator[Finding]:
 
 
 def check_dependencies(_: Path) -> Iterator[Finding]:
-    """Whether every package that the course imports is there, in a version that it allows."""
+    """Check that every dependency is installed in a supported version."""
     for dependency in dependencies():
-        mend = _pip_install(str(dependency.requirement))
-        if dependency.is_lacking:
-            yield Finding(FAIL, str(dependency), mend)
-        elif dependency.is_untried:
-            yield Finding(WARN, f"{dependency}: newer than what the course was tried with", mend)
+        fix = _pip_install(str(dependency.requirement))
+        if dependency.is_missing:
+            yield Finding(FAIL, str(dependency), fix)
+        elif dependency.is_untested:
+            yield Finding(WARN, f"{dependency}: newer than the versions tested", fix)
         else:
             yield Finding(OK, str(dependency))
 
 
 def check_torch(_: Path) -> Iterator[Finding]:
-    """Whether torch computes and differentiates, and on which device."""
+    """Check that torch computes and differentiates, and say on which device."""
     reinstall = _pip_install("--force-reinstall torch")
     try:
         import torch
@@ -112,7 +113,7 @@ def check_torch(_: Path) -> Iterator[Finding]:
 
 
 def check_jupyter(_: Path) -> Iterator[Finding]:
-    """Whether notebooks can be opened, run and tested."""
+    """Check that notebooks can be opened, run and tested."""
     for name, purpose in (
         ("jupyterlab", "to open the notebooks"),
         ("nbconvert", "for `course`"),
@@ -126,7 +127,7 @@ def check_jupyter(_: Path) -> Iterator[Finding]:
 
 
 def check_kernel(_: Path) -> Iterator[Finding]:
-    """Whether the kernel that notebooks ask for by name is this Python."""
+    """Check that the kernel `python3`, which the notebooks use, is this Python."""
     install = f"{sys.executable} -m ipykernel install --sys-prefix"
     try:
         from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
@@ -138,7 +139,7 @@ def check_kernel(_: Path) -> Iterator[Finding]:
     except NoSuchKernel:
         yield Finding(FAIL, "no jupyter kernel python3", install)
         return
-    # A bare name stands for the Python that starts the kernel.
+    # A bare name means the Python that starts the kernel.
     if Path(command).name == command or Path(command) == Path(sys.executable):
         yield Finding(OK, "jupyter kernel python3 is this Python")
     else:
@@ -150,7 +151,7 @@ def check_kernel(_: Path) -> Iterator[Finding]:
 
 
 def check_folder(_: Path) -> Iterator[Finding]:
-    """Whether the working folder can be written to."""
+    """Check that the working folder can be written to."""
     try:
         with tempfile.TemporaryFile(dir="."):
             yield Finding(OK, "this folder can be written to")
@@ -161,9 +162,9 @@ def check_folder(_: Path) -> Iterator[Finding]:
 
 
 def check_notebooks(folder: Path) -> Iterator[Finding]:
-    """Whether the notebooks were written for the installed version of the package."""
+    """Check that the notebooks were written for the installed version of the package."""
     installed = metadata.version("rlhf_toy")
-    if not folder.is_dir():  # as when a notebook asks, whose folder is its own
+    if not os.path.isdir(folder):  # a notebook runs this from its own folder
         folder = Path()
     paths = sorted(folder.glob("*.ipynb"))
     if not paths:
@@ -171,14 +172,19 @@ def check_notebooks(folder: Path) -> Iterator[Finding]:
         return
     others = []
     for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            others.append(f"{path.name} (cannot be read: {_first_line(error):.100})")
+            continue
         # In the file the quotes of the cell's source are escaped.
-        stamp = re.search(r'REPO, VERSION = .*?, \\"([^"\\]*)\\"', path.read_text(encoding="utf-8"))
+        stamp = re.search(r'REPO, VERSION = .*?, \\"([^"\\]*)\\"', text)
         if stamp is None or stamp[1] != installed:
             others.append(f"{path.name} ({stamp[1] if stamp else 'no version'})")
     if others:
         yield Finding(
             FAIL,
-            f"notebooks that are not for rlhf_toy {installed}: {', '.join(others)}",
+            f"notebooks not written for rlhf_toy {installed}: {', '.join(others)}",
             f"{sys.executable} -m rlhf_toy publish --repo {_address()}",
         )
     else:
@@ -197,17 +203,17 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
 
 
 def _pip_install(what: str) -> str:
-    """The command that installs something for this very Python."""
+    """Return the command that installs something for this Python."""
     quoted = what if re.fullmatch(r"[\w -]+", what) else f'"{what}"'
     return f"{sys.executable} -m pip install {quoted}"
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name where it has none."""
+    """Return the first line of an error's message, or the name of its type if it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _address() -> str:
-    """The course's address, as the installed package has it."""
+    """Return the course's address from the metadata of the installed package."""
     urls = metadata.metadata("rlhf_toy").get_all("Project-URL") or []
     return next((url.split(", ", 1)[1] for url in urls if url.startswith("Repository, ")), "URL")

@@ -1,18 +1,19 @@
-"""Stamp the course's address and version into all notebooks: what a fork runs once.
+"""Write the course's address and version into all notebooks; a fork runs this once.
 
-The address stands in one place, `pyproject.toml`; this command writes it there, and from there
-into the setup cell and the Colab badge of every notebook.
+The command writes the address to `pyproject.toml`, and address and version to the setup cell and
+the Colab badge of every notebook.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_toy.course.commands.usage import UsageError
+from rlhf_toy.course.commands.usage import UsageError, check_writable, read_notebook
 from rlhf_toy.files import atomic_file
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ _ADDRESS = re.compile(
     r"|file:///[\w.~/%+:-]+",
     re.ASCII,
 )
-_GITHUB = re.compile(r"https://github\.com/([\w-]+/[\w.-]+?)", re.ASCII)
+_GITHUB = re.compile(r"https://github\.com/([\w-]{1,39}/[\w.-]{1,100})", re.ASCII)
 _REPOSITORY_LINE = re.compile(r'^Repository = "[^"\n]*"$', re.MULTILINE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's options."""
+    """Declare the command's options."""
     parser.add_argument(
         "--repo",
         required=True,
@@ -67,20 +68,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Stamps the checkout's pyproject.toml and notebooks, all of them or none.
+    """Write address and version to pyproject.toml and all notebooks, or refuse before any change.
 
     Raises:
-        UsageError: an address or a checkout that cannot be used; nothing has been written then.
+        UsageError: the address or the checkout cannot be used. Nothing has been written then.
     """
     repo = normalise_address(args.repo)
     root = _checkout(args.root)
-    changes = _stamped_project(root / "pyproject.toml", repo)
-    version = tomllib.loads(changes[root / "pyproject.toml"])["project"]["version"]
+    project, version = _stamped_project(root / "pyproject.toml", repo)
+    changes = {root / "pyproject.toml": project}
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     if not notebooks:
         raise UsageError(f"no notebooks in {root / 'notebooks'}")
     for path in notebooks:
         changes[path] = stamp_notebook(path, repo, version)
+    for path in changes:
+        check_writable("--root", path)
     changed = 0
     for path, text in changes.items():
         data = text.encode()
@@ -93,39 +96,41 @@ def run(args: argparse.Namespace) -> int:
 
 
 def normalise_address(repo: str) -> str:
-    """The form of an address that is stamped.
+    """Return the form of an address that goes into the notebooks.
 
     Args:
         repo: a URL that git can clone from, or a folder on this machine.
 
     Returns:
-        The URL without a slash or, on GitHub, `.git` at its end; a folder's as `file://`.
+        The URL without a final slash and, on GitHub, without `.git`; for a folder, `file://…`.
 
     Raises:
-        UsageError: it is neither, or holds what must not be published (a password).
+        UsageError: it is neither, or it contains a user name or password.
     """
-    if repo and Path(repo).is_dir():
+    if os.path.isdir(repo):  # Path.is_dir raises an error where the text is too long for a path
         return Path(repo).resolve().as_uri()
     address = repo.rstrip("/")
     if not _ADDRESS.fullmatch(address):
         raise UsageError(
-            f"{repo!r} is neither a folder nor the address of a repository, such as "
+            f"--repo: {repo!r:.200} is neither a folder nor the address of a repository, such as "
             "https://github.com/OWNER/NAME (without user name or password)"
         )
     if address.startswith("https://github.com/"):
         address = address.removesuffix(".git")
         if not _GITHUB.fullmatch(address):
-            raise UsageError(f"{repo!r} is not of the form https://github.com/OWNER/NAME")
+            raise UsageError(
+                f"--repo: {repo!r:.200} must have the form https://github.com/OWNER/NAME"
+            )
     return address
 
 
 def setup_cell(repo: str, version: str) -> str:
-    """The source of the cell that every notebook begins with."""
+    """Return the source of the setup cell, with which every notebook begins."""
     return SETUP_CELL.format(repo=repo, version=version)
 
 
 def badge_cell(repo: str, name: str) -> str:
-    """The Markdown of the cell that opens the notebook in Colab, where GitHub has it."""
+    """Return the Markdown of the badge cell: a link to Colab if the course is on GitHub."""
     github = _GITHUB.fullmatch(repo)
     if github:
         return BADGE.format(place=github[1], name=name)
@@ -133,10 +138,10 @@ def badge_cell(repo: str, name: str) -> str:
 
 
 def tagged_cell(notebook: NotebookNode, tag: str, cell_type: str) -> NotebookNode:
-    """The only cell of that type with that tag.
+    """Return the only cell of this type with this tag.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is no such cell, or more than one.
     """
     found = [
         cell
@@ -144,43 +149,46 @@ def tagged_cell(notebook: NotebookNode, tag: str, cell_type: str) -> NotebookNod
         if tag in cell.metadata.get("tags", []) and cell.cell_type == cell_type
     ]
     if len(found) != 1:
-        raise ValueError(f"{len(found)} {cell_type} cells are tagged {tag!r}; there must be one")
+        raise ValueError(f"exactly one {cell_type} cell must be tagged {tag!r}, found {len(found)}")
     return found[0]
 
 
 def stamp_notebook(path: Path, repo: str, version: str) -> str:
-    """The text of a notebook with its setup and badge cells written anew, all else as it was.
+    """Return the text of a notebook with new setup and badge cells and no other change.
 
     Raises:
-        UsageError: the file is no valid notebook, or has no such cells.
+        UsageError: the file is not a valid notebook, or a cell is missing.
     """
     import nbformat
 
+    notebook = read_notebook(path)
     try:
-        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
-        nbformat.validate(notebook)
         tagged_cell(notebook, SETUP_TAG, "code").source = setup_cell(repo, version)
         tagged_cell(notebook, BADGE_TAG, "markdown").source = badge_cell(repo, path.name)
-    except (ValueError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
     return nbformat.writes(notebook) + "\n"
 
 
 def _checkout(root: Path | None) -> Path:
-    """The folder of the checkout: the one given, or the nearest above the working folder."""
+    """Return the checkout: the folder given, or the nearest one above the working folder."""
     here = Path.cwd()
     for folder in [root] if root else [here, *here.parents]:
         project = folder / "pyproject.toml"
-        if project.is_file() and 'name = "rlhf_toy"' in project.read_text(encoding="utf-8"):
+        if os.path.isfile(project) and b'name = "rlhf_toy"' in project.read_bytes():
             return folder
-    raise UsageError(f"{root or here} is not in a checkout of the course: use --root")
+    raise UsageError(f"{root or here} is not in a checkout of the course: give one with --root")
 
 
-def _stamped_project(path: Path, repo: str) -> dict[Path, str]:
-    """pyproject.toml with the address written into it."""
-    text, count = _REPOSITORY_LINE.subn(
-        lambda _: f'Repository = "{repo}"', path.read_text(encoding="utf-8")
-    )
+def _stamped_project(path: Path, repo: str) -> tuple[str, str]:
+    """Return the text of pyproject.toml with the address in it, and the version it declares."""
+    try:
+        text, count = _REPOSITORY_LINE.subn(
+            lambda _: f'Repository = "{repo}"', path.read_text(encoding="utf-8")
+        )
+        version = tomllib.loads(text)["project"]["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a pyproject.toml with a version: {error}") from None
     if count != 1:
-        raise UsageError(f'{path} has no line `Repository = "…"` to write the address to')
-    return {path: text}
+        raise UsageError(f'{path} must have one line `Repository = "…"`, found {count}')
+    return text, version

@@ -1,75 +1,174 @@
-"""Run a study: what a notebook shows in seconds, with all seeds, in parallel.
+"""Run a study: all seeds of an experiment of which a notebook runs one, in parallel.
 
-It can be killed at any moment: called again, it goes on with the runs that are still to do.
+An interrupted study resumes with the runs that have no result yet.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf_toy.course.commands.usage import UsageError
+import numpy as np
+
+from rlhf_toy.course.commands.usage import UsageError, check_writable
+
+# How far a rerun may be from the saved result, in standard deviations over the condition's seeds.
+TOLERANCE = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's options."""
+    """Declare the command's options."""
     from rlhf_toy.course.studies import DATA, NAMES
 
     parser.add_argument("name", metavar="NAME", choices=NAMES, help=f"one of {', '.join(NAMES)}")
-    parser.add_argument("--jobs", type=int, default=-1, help="processes (default: one a core)")
     parser.add_argument(
-        "--output", type=Path, default=DATA, metavar="DIR", help=f"the data's folder ({DATA})"
+        "--jobs", type=int, default=-1, help="number of processes (default: one per core)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=DATA,
+        metavar="DIR",
+        help=f"the folder of the data file (default: {DATA})",
+    )
+    parser.add_argument(
+        "--recheck",
+        action="store_true",
+        help="run one seed of every condition again and compare with the data file; if all agree, "
+        "mark the file as measured with the current code",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is still to do of a study, and writes its data file.
+    """Run what is missing of a study and write its data file, or recheck the file.
+
+    Returns:
+        0 for success, 1 if a recheck found other results than the file has.
 
     Raises:
-        UsageError: an option that cannot be used.
+        UsageError: an option that cannot be used, or a saved file that is damaged or comes from
+            another version of the study.
     """
     if args.jobs == 0 or args.jobs < -1:
-        raise UsageError(f"--jobs must be at least 1, or -1 for one a core, got {args.jobs}")
-    if args.output.exists() and not args.output.is_dir():
-        raise UsageError(f"--output: {args.output} is no folder")
-    from rlhf_toy.course.studies import study
-
-    args.output.mkdir(parents=True, exist_ok=True)
+        raise UsageError(f"--jobs must be at least 1, or -1 for one per core, got {args.jobs}")
     path, unfinished = (args.output / f"{args.name}{end}.json" for end in ("", ".unfinished"))
-    results = _run_all(study(args.name), unfinished, args.jobs)
-    _write(path, args.name, results)
+    if args.recheck and not os.path.isfile(path):
+        raise UsageError(f"--recheck: there is no file {path}; run the study without --recheck")
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{error.strerror}; give a folder that exists or can be created"
+        raise UsageError(f"--output: {args.output}: {problem}") from None
+    for file in (path, unfinished):
+        check_writable("--output", file)
+    from rlhf_toy.course import studies
+
+    module = studies.study(args.name)
+    try:
+        saved = studies.read(path, module, any_version=True) if args.recheck else []
+        if unfinished.exists() and not args.recheck:
+            saved = studies.read(unfinished, module)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if args.recheck:
+        return _recheck(args.name, module, saved, path, args.jobs)
+    results = _run_all(args.name, module, saved, unfinished, args.jobs)
+    _write(path, args.name, module, results)
     unfinished.unlink(missing_ok=True)
     print(f"{len(results)} runs are in {path}")
     return 0
 
 
-def _run_all(module: ModuleType, unfinished: Path, jobs: int) -> list[dict[str, Any]]:
-    """The results of all tasks, in their order; each is saved as soon as it is there."""
+def _run_all(
+    name: str, module: ModuleType, saved: list[dict[str, Any]], unfinished: Path, jobs: int
+) -> list[dict[str, Any]]:
+    """Run the tasks that are not among the saved results; return all results in order.
+
+    Each result is saved in the unfinished file as soon as it is there.
+    """
+    tasks = module.tasks()
+    done = {_key(row, tasks): row for row in saved}
+    todo = [task for task in tasks if _key(task, tasks) not in done]
+    for result in _measure(module, todo, jobs):
+        done[_key(result, tasks)] = result
+        keys = [_key(task, tasks) for task in tasks]
+        _write(unfinished, name, module, [done[key] for key in keys if key in done])
+    return [done[_key(task, tasks)] for task in tasks]
+
+
+def _recheck(
+    name: str, module: ModuleType, saved: list[dict[str, Any]], path: Path, jobs: int
+) -> int:
+    """Run one seed of every condition again; if the saved results agree, update the fingerprint.
+
+    They agree if no number differs by more than `TOLERANCE`. Equality is too much to ask for:
+    processors round differently, and training amplifies that.
+
+    Returns:
+        0 if all agree, 1 otherwise; the file is only changed if all agree.
+    """
+    tasks = module.tasks()
+    if [_key(row, tasks) for row in saved] != [_key(task, tasks) for task in tasks]:
+        print(f"{path} has other runs than the study has now: run it without --recheck")
+        return 1
+    seeds: dict[str, list[dict[str, Any]]] = {}  # by condition
+    for row in saved:
+        seeds.setdefault(_key({**row, "seed": None}, tasks), []).append(row)
+    again = [{key: rows[0][key] for key in tasks[0]} for rows in seeds.values()]
+    wrong = 0
+    for result in _measure(module, again, jobs):
+        rows = seeds[_key({**result, "seed": None}, tasks)]
+        distance = _distance(rows[0], result, rows)
+        wrong += not distance <= TOLERANCE
+        print(f"{_key(result, tasks)}: {distance:.2g} standard deviations from the file")
+    print(f"{len(again) - wrong} of {len(again)} runs agree with {path}")
+    if not wrong:
+        _write(path, name, module, saved)
+    return 1 if wrong else 0
+
+
+def _distance(saved: dict[str, Any], now: dict[str, Any], seeds: list[dict[str, Any]]) -> float:
+    """Return the largest difference of two results, in standard deviations over the seeds."""
+    numbers = [_numbers(row) for row in (saved, now, *seeds)]
+    if len({len(row) for row in numbers}) > 1:
+        return math.inf
+    difference = np.abs(np.subtract(numbers[0], numbers[1]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = difference / np.std(numbers[2:], axis=0)
+    return float(np.max(shares, where=~(difference <= 1e-9), initial=0.0))
+
+
+def _numbers(result: Any) -> list[float]:
+    """Return all numbers of a result, in order, without measured times."""
+    if isinstance(result, dict):
+        result = [value for name, value in result.items() if not name.endswith("seconds")]
+    if isinstance(result, list):
+        return [number for value in result for number in _numbers(value)]
+    return [result] if isinstance(result, (int, float)) else []
+
+
+def _measure(module: ModuleType, tasks: list[dict[str, Any]], jobs: int) -> Iterator[dict]:
+    """Run tasks in parallel; yield {**task, **result} for each as soon as it is there."""
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    tasks, done = module.tasks(), {}
-    if unfinished.exists():
-        for result in json.loads(unfinished.read_text(encoding="utf-8"))["results"]:
-            done[_key({name: result[name] for name in tasks[0] if name in result})] = result
-    open_tasks = [task for task in tasks if _key(task) not in done]
     results = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        delayed(_run_one)(module.__name__, task) for task in open_tasks
+        delayed(_run_one)(module.__name__, task) for task in tasks
     )
-    with tqdm(results, total=len(tasks), initial=len(tasks) - len(open_tasks), unit="run") as bar:
-        for task, result in bar:
-            done[_key(task)] = {**task, **result}
-            _write(unfinished, module.__name__, [done[_key(t)] for t in tasks if _key(t) in done])
-    return [done[_key(task)] for task in tasks]
+    for task, result in tqdm(results, total=len(tasks), unit="run"):
+        yield {**task, **result}
 
 
 def _run_one(module: str, task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One run, in a process of its own: on one thread, and without its trainers' bars."""
+    """Run one task in a process of its own, on one thread and without progress bars."""
     from importlib import import_module
 
     import torch
@@ -79,13 +178,16 @@ def _run_one(module: str, task: dict[str, Any]) -> tuple[dict[str, Any], dict[st
         return task, import_module(module).run(task)
 
 
-def _key(task: dict[str, Any]) -> str:
-    return json.dumps(task, sort_keys=True)
+def _key(row: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+    """Return what identifies the task of a row, which may hold its result too."""
+    return json.dumps([row[name] for name in tasks[0]])
 
 
-def _write(path: Path, name: str, results: list[dict[str, Any]]) -> None:
+def _write(path: Path, name: str, module: ModuleType, results: list[dict[str, Any]]) -> None:
+    from rlhf_toy.course.studies import fingerprint
     from rlhf_toy.files import atomic_file
 
+    head = f'"study": {json.dumps(name)}, "fingerprint": "{fingerprint(module)}"'
     lines = ",\n".join(json.dumps(result) for result in results)  # one run a line, for the diff
     with atomic_file(path, text=True) as file:
-        file.write(f'{{"study": {json.dumps(name)}, "results": [\n{lines}\n]}}\n')
+        file.write(f'{{{head}, "results": [\n{lines}\n]}}\n')

@@ -1,4 +1,4 @@
-"""Run the lecture's whole pipeline and measure every policy against the exact optimum.
+"""Run the whole RLHF pipeline and measure every policy against the exact optimum.
 
 corpus → reference → preferences on the reference's own pairs → reward model → PPO on the true
 reward and on the learned one, DPO on the same preferences, best-of-n.
@@ -14,25 +14,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_toy.course.commands.usage import UsageError
+from rlhf_toy.course.commands.usage import UsageError, check_writable
 
 if TYPE_CHECKING:
     from rlhf_toy.exact import Measure, Yardstick
 
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 FEWEST_PREFERENCES = 100
-SHOWN_PROMPTS = ("concert", "library")  # one sample response to each is printed
+SHOWN_PROMPTS = slice(1, 3)  # of the world's prompts: one sample response to each is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's options."""
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    """Declare the command's options."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
     parser.add_argument("--beta", type=float, default=0.5, help="KL weight (default 0.5)")
     parser.add_argument(
         "--preferences", type=int, default=20_000, help="number of pairs (default 20000)"
     )
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--quick", action="store_true", help="less training: a look in seconds")
+    parser.add_argument(
+        "--world",
+        metavar="NAME",
+        default="reviews",
+        help="a word world of rlhf_toy/course/worlds.py (default reviews)",
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    parser.add_argument("--quick", action="store_true", help="train less: results in seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE")
     parser.add_argument(
         "--figure", type=Path, metavar="FILE", help="write the figure to FILE (png, pdf or svg)"
@@ -40,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the tour, prints its table, and writes what was asked for.
+    """Run the tour, print its table, and write the files asked for.
 
     Raises:
-        UsageError: an option that cannot be used; nothing has been written then.
+        UsageError: an option cannot be used. Nothing has been written then.
     """
     _check(args)
     from rlhf_toy.files import atomic_file
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises a UsageError for an option that cannot be used, before anything is done."""
+    """Raise a UsageError if an option cannot be used, before any work."""
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed must be between 0 and 2**63 - 1, got {args.seed}")
     if not 0 < args.beta < math.inf:
@@ -73,19 +79,21 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             f"--preferences must be at least {FEWEST_PREFERENCES}, got {args.preferences}"
         )
-    for option, path in (("--json", args.json), ("--figure", args.figure)):
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise UsageError(f"{option}: {path} is a folder, or in a folder that does not exist")
     if args.figure and args.figure.suffix not in FIGURE_FORMATS:
-        raise UsageError(f"--figure must end in one of {FIGURE_FORMATS}, got {args.figure}")
+        raise UsageError(f"--figure must end in {', '.join(FIGURE_FORMATS)}, got {args.figure}")
+    options = (("--json", args.json), ("--figure", args.figure))
+    targets = [check_writable(option, path) for option, path in options if path]
+    if len(set(targets)) < len(targets):
+        raise UsageError(f"--json and --figure must be two files, both are {targets[0]}")
 
 
 def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str, Measure]]:
-    """The pipeline in the lecture's order: what the JSON holds, and what the figure shows."""
+    """Run the pipeline; return the content of the JSON, and what the figure shows."""
     import torch
 
     from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
     from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
+    from rlhf_toy.course.worlds import WORLDS
     from rlhf_toy.dpo import DPOSettings, train_dpo
     from rlhf_toy.envs import WordMDP
     from rlhf_toy.exact import (
@@ -105,7 +113,9 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         device = pick_device(args.device)
     except ValueError as error:
         raise UsageError(f"--device: {error}") from None
-    seed, beta, world = args.seed, args.beta, WordMDP()
+    if args.world not in WORLDS:
+        raise UsageError(f"--world must be one of {', '.join(WORLDS)}, got {args.world!r}")
+    seed, beta, world = args.seed, args.beta, WordMDP(WORLDS[args.world])
     steps = {"steps": 60} if args.quick else {}
     warmup = {"warmup_steps": 15} if args.quick else {}
     iterations = {"iterations": 20} if args.quick else {}
@@ -154,14 +164,14 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         "gibbs": gibbs,
     }
     measures = {name: yardstick.measure(logps) for name, logps in policies.items()}
-    # Only differences of a learned reward mean anything (L7), so it is shifted, per prompt, to the
-    # true reward's mean under the reference.
+    # Only differences of a learned reward mean anything. To compare it with the true reward, shift
+    # it, per prompt, to the true reward's mean under the reference.
     shift = expected_reward(yardstick.ref_logps, yardstick.rewards - scores)
     learned = scores + shift[:, None]
     rows = []
     for name, logps in policies.items():
         draws = {}
-        for prompt in SHOWN_PROMPTS:
+        for prompt in world.prompts[SHOWN_PROMPTS]:
             weights = logps[world.prompt_index(prompt)].exp()
             index = torch.multinomial(weights.float(), 1, generator=make_generator(seed))
             draws[prompt] = world.decode(world.all_responses[index[0]])
@@ -175,6 +185,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
             }
         )
     result = {
+        "world": args.world,
         "beta": beta,
         "seed": seed,
         "preferences": args.preferences,
@@ -198,10 +209,10 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
 
 
 def _table(result: dict[str, Any]) -> str:
-    """The tour's result as a text."""
+    """Return the tour's result as a text."""
     lines = [
         "",
-        f"word world, beta {result['beta']:g}, seed {result['seed']}, "
+        f"word world {result['world']}, beta {result['beta']:g}, seed {result['seed']}, "
         f"{result['preferences']:,} preferences, on {result['device']}",
         f"optimum J* = {result['optimum']:.4f}, reference J = {result['reference']:.4f}",
         "reward model: held-out accuracy {held_out_accuracy:.4f}, "

@@ -92,8 +92,10 @@ def _step(world, prompt, response, action, position=None, over=None, paid=None, 
     at_end, at_limit = action == world.end_token, length + 1 == world.max_length
     terminated = at_end or at_limit if over is None else over(at_end, length, world)
     pays = terminated if paid is None else paid(at_end, at_limit)
+    if not pays:
+        return after, 0.0, terminated
     reward = _judged(world, prompt, after) if judged is None else judged(response, after)
-    return after, reward if pays else 0.0, terminated
+    return after, reward, terminated
 
 
 def _end_not_written(world, prompt, response, action):

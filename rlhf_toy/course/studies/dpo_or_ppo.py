@@ -1,14 +1,15 @@
-"""PPO and DPO on the same preferences: gap, cost and sensitivity over seeds (notebook 09).
+"""PPO and DPO on the same preferences: gap, cost and sensitivity over seeds.
 
-The world is the word world with at most three words, so that a run takes seconds. PPO's part
-contains its reward model. Both start from the same reference, and measure against the same optimum.
+The world is the word world with at most three words, so that a run takes seconds. PPO's cost
+includes its reward model. Both methods start from the same reference and are measured against the
+same optimum.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,28 +20,23 @@ from scipy import stats
 from torch import Tensor
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
-from rlhf_toy.dpo import DPOSettings, train_dpo
-from rlhf_toy.envs import WordMDP
+from rlhf_toy.course.studies.parts import BETA, DPO, PPO, REWARD_MODEL, reference, word_world
+from rlhf_toy.dpo import train_dpo
 from rlhf_toy.exact import Yardstick, gibbs_policy, response_logps, response_scores
 from rlhf_toy.models import PolicyModel, RewardModel, ValueModel
 from rlhf_toy.plots import COLOURS, MARKERS
-from rlhf_toy.ppo import PPOSettings, train_ppo
+from rlhf_toy.ppo import train_ppo
 from rlhf_toy.preferences import PreferenceDataset, collect_preferences
-from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
-from rlhf_toy.sft import SFTSettings, train_reference
+from rlhf_toy.reward_model import train_reward_model
 from rlhf_toy.training import make_generator
 
 SEEDS = 5
-STANDARD_SEEDS = 10  # of the standard condition, where the spread over seeds is the question
-BETA = 0.5
-PAIRS = 4_000  # comparisons that each round may ask for
-REWARD_MODEL = {"steps": 100}
-PPO = {"iterations": 60, "batch_size": 256, "num_mini_batches": 4, "measure_every": 20}
-DPO = {"steps": 200, "measure_every": 25}
+STANDARD_SEEDS = 10  # more in the standard condition, to compare the spread over seeds
+PAIRS = 4_000  # comparisons in each round
 METHODS = ("ppo", "dpo")
-# What differs from the standard. `rate` multiplies the policy's learning rate, `pairs` the number
-# of comparisons, `max_words` leaves out pairs with a longer response; a second round asks for new
-# pairs of responses of the policy that came out of the first, and trains on both rounds' pairs.
+# What differs from the standard condition. `rate` multiplies the policy's learning rate, `pairs` is
+# the number of comparisons, `max_words` removes pairs with a longer response. The second round
+# samples new pairs from the policy of the first, and trains on the pairs of both rounds.
 CONDITIONS: dict[str, dict[str, Any]] = {
     "standard": {},
     "lr/3": {"rate": 1 / 3},
@@ -54,7 +50,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 
 
 def tasks() -> list[dict[str, Any]]:
-    """Both methods in every condition, and more seeds in the standard one."""
+    """Return both methods in every condition, with more seeds in the standard one."""
     settings = [(seed, name) for seed in range(SEEDS) for name in CONDITIONS]
     settings += [(seed, "standard") for seed in range(SEEDS, STANDARD_SEEDS)]
     return [
@@ -65,20 +61,20 @@ def tasks() -> list[dict[str, Any]]:
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
-    """One method in one condition, from the preferences to the policy.
+    """Run one method in one condition, from the preferences to the policy.
 
     Returns:
-        exact `gap`, `reward` and `kl` of the policy, and `lowest_gap` on the way; for PPO,
-        `reward_model_gap`, the gap of the learned reward's own optimum; `unseen`, the probability
-        (mean over prompts) of responses in none of the pairs, with `reference_unseen` and
-        `optimum_unseen`; `seconds` of processor time, the reward model's among them
-        (`reward_model_seconds`); `samples`, responses drawn during training; `parameters` of all
-        networks held, and their `bytes` with the gradients and Adam's two moments of the trained.
+        exact `gap`, `reward` (logits) and `kl` (nats) of the policy, and the `lowest_gap` measured
+        during training; for PPO, `reward_model_gap`, the gap of the learned reward's own optimum;
+        `unseen`, the probability (mean over prompts) of responses that are in none of the pairs,
+        also for the reference and the optimum (`reference_unseen`, `optimum_unseen`); `seconds` of
+        processor time, including the reward model's (`reward_model_seconds`); `samples`, the number
+        of responses sampled during training; `parameters` of all networks in memory, and `bytes`
+        for these and for the gradients and Adam's two moments of the trained ones.
     """
     method, seed, change = task["method"], task["seed"], CONDITIONS[task["condition"]]
-    world, reference = _reference(seed)
-    beta = change.get("beta", BETA)
-    yardstick = Yardstick(world, reference, beta)
+    world, beta = word_world(), change.get("beta", BETA)
+    yardstick = Yardstick(world, reference(seed), beta)
     preferences = _pairs(seed, change.get("pairs", PAIRS), change.get("max_words"))
     rate = change.get("rate", 1.0)
     policy, result = _train(method, seed, preferences, beta, rate)
@@ -104,7 +100,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def unseen_mass(logps: Tensor, preferences: PreferenceDataset) -> float:
-    """The probability of responses that stand in no pair, mean over prompts, from [X, Y] logps."""
+    """Return the probability of responses in no pair, mean over prompts, from logps [X, Y]."""
     seen = torch.zeros(logps.shape, dtype=torch.bool)
     for responses in (preferences.chosen, preferences.rejected):
         seen[preferences.prompts, preferences.world.response_index(responses)] = True
@@ -112,7 +108,7 @@ def unseen_mass(logps: Tensor, preferences: PreferenceDataset) -> float:
 
 
 def training_bytes(trained: Sequence[torch.nn.Module], held: Sequence[torch.nn.Module]) -> int:
-    """Bytes of the networks' weights, and for the trained ones of gradients and Adam's moments."""
+    """Return the bytes of all weights, and of the trained ones' gradients and Adam moments."""
 
     def size(networks: Sequence[torch.nn.Module]) -> int:
         return sum(
@@ -123,7 +119,7 @@ def training_bytes(trained: Sequence[torch.nn.Module], held: Sequence[torch.nn.M
 
 
 def figure(results: list[dict[str, Any]]) -> Figure:
-    """Gap of both methods in every condition: a dot for each seed, the mean, its 95 % interval."""
+    """Draw the gap of both methods in every condition: seeds, means and 95 % intervals."""
     drawn, axes = plt.subplots(figsize=(9.0, 5.2))
     for i, method in enumerate(METHODS):
         for row, condition in enumerate(CONDITIONS):
@@ -149,7 +145,7 @@ def figure(results: list[dict[str, Any]]) -> Figure:
 
 
 def values(results: list[dict[str, Any]], name: str, **which: Any) -> np.ndarray:
-    """One result of all the runs that have these settings, in the order of the seeds."""
+    """Return one result of all runs with these settings, in the order of the seeds."""
     runs = [run for run in results if all(run[key] == value for key, value in which.items())]
     return np.array([run[name] for run in sorted(runs, key=lambda run: run["seed"])])
 
@@ -157,28 +153,27 @@ def values(results: list[dict[str, Any]], name: str, **which: Any) -> np.ndarray
 def _train(
     method: str, seed: int, preferences: PreferenceDataset, beta: float, rate: float
 ) -> tuple[PolicyModel, dict[str, Any]]:
-    """The preferences' policy by one of the methods, and what that took."""
-    world, reference = _reference(seed)
+    """Train a policy on preferences by one of the methods; return it with its costs."""
+    world, start_policy = word_world(), reference(seed)
     if method == "dpo":
-        settings = DPOSettings(beta=beta, learning_rate=rate * DPOSettings.learning_rate, **DPO)
+        settings = replace(DPO, beta=beta, learning_rate=rate * DPO.learning_rate)
         start = time.process_time()
-        policy, history = train_dpo(preferences, reference, settings, seed, device="cpu")
+        policy, history = train_dpo(preferences, start_policy, settings, seed, device="cpu")
         seconds = time.process_time() - start
-        networks, model_seconds, extra = ([policy], [reference]), 0.0, {}
-        samples = 0  # nothing in train_dpo draws a response
+        networks, model_seconds, extra = ([policy], [start_policy]), 0.0, {}
+        samples = 0  # train_dpo samples no response
     else:
         start = time.process_time()
-        fit = RewardModelSettings(**REWARD_MODEL)
-        model, _ = train_reward_model(preferences, fit, seed, device="cpu")
+        model, _ = train_reward_model(preferences, REWARD_MODEL, seed, device="cpu")
         model_seconds = time.process_time() - start
         reward, drawn = _counted(model)
-        settings = PPOSettings(beta=beta, learning_rate=rate * PPOSettings.learning_rate, **PPO)
+        settings = replace(PPO, beta=beta, learning_rate=rate * PPO.learning_rate)
         start = time.process_time()
-        policy, history = train_ppo(world, reference, reward, settings, seed, device="cpu")
+        policy, history = train_ppo(world, start_policy, reward, settings, seed, device="cpu")
         seconds = time.process_time() - start
         critic = ValueModel(policy.config, make_generator(seed))
-        networks, samples = ([policy, critic], [reference, model]), sum(drawn)
-        yardstick = Yardstick(world, reference, beta)
+        networks, samples = ([policy, critic], [start_policy, model]), sum(drawn)
+        yardstick = Yardstick(world, start_policy, beta)
         limit = gibbs_policy(yardstick.ref_logps, response_scores(model, world), beta)
         extra = {"reward_model_gap": yardstick.measure(limit).gap}
     return policy, {
@@ -193,7 +188,7 @@ def _train(
 
 
 def _counted(model: RewardModel) -> tuple[Callable[[Tensor, Tensor], Tensor], list[int]]:
-    """The model as a reward function, and a list that grows by the responses of each call."""
+    """Return the model as a reward function, and a list of the number of responses per call."""
     drawn: list[int] = []
 
     def reward(prompts: Tensor, responses: Tensor) -> Tensor:
@@ -203,20 +198,13 @@ def _counted(model: RewardModel) -> tuple[Callable[[Tensor, Tensor], Tensor], li
     return reward, drawn
 
 
-@cache
-def _reference(seed: int) -> tuple[WordMDP, PolicyModel]:
-    world = WordMDP(max_length=3)
-    reference, _ = train_reference(world, SFTSettings(steps=200), seed, device="cpu")
-    return world, reference
-
-
 def _pairs(seed: int, n: int, max_words: int | None) -> PreferenceDataset:
-    """n pairs of the reference's responses, none longer than `max_words`."""
-    world, reference = _reference(seed)
-    generator = make_generator(1_000 + seed)
+    """Return n pairs of the reference's responses, none longer than `max_words`."""
+    world, generator = word_world(), make_generator(1_000 + seed)
     # More than enough: two responses of at most two words are about half of all pairs.
     ask = n if max_words is None else 4 * n
-    preferences = collect_preferences(reference, world, BradleyTerryAnnotator(), ask, generator)
+    annotator = BradleyTerryAnnotator()
+    preferences = collect_preferences(reference(seed), world, annotator, ask, generator)
     if max_words is not None:
         lengths = [
             (world.response_mask(responses) & (responses < world.n_words)).sum(1)

@@ -1,8 +1,8 @@
-"""What a learned reward is worth when it is followed too far, over seeds (notebook 07).
+"""What happens to the true reward when a policy follows a learned one ever further, over seeds.
 
-The world is the word world with at most three words. For each learned reward the study takes the
-policies that follow it best at each price: the Gibbs policies for the proxy at every β, and
-best-of-n at every n. Both are exact, so that nothing here is an optimiser's fault.
+The world is the word world with at most three words. For each learned reward (the proxy) the study
+computes the policies that follow it best: the Gibbs policies for the proxy at every β, and
+best-of-n at every n. Both are exact, so no result here is due to an imperfect optimiser.
 """
 
 from __future__ import annotations
@@ -19,20 +19,18 @@ from torch import Tensor
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.best_of_n import best_of_n_logps
+from rlhf_toy.course.studies.parts import REWARD_MODEL, reference, word_world
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.exact import Yardstick, expected_reward, gibbs_policy, kl_divergence, response_scores
-from rlhf_toy.models import PolicyModel
 from rlhf_toy.plots import COLOURS
 from rlhf_toy.preferences import PreferenceDataset
-from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
-from rlhf_toy.sft import SFTSettings, train_reference
+from rlhf_toy.reward_model import train_reward_model
 from rlhf_toy.training import make_generator
 
 SEEDS = 10
 PAIRS = 1_000
 MEMBERS = 4  # reward models of an ensemble
 FRESH_BETA = 0.1  # of the policy whose responses are compared in a fresh round
-REWARD_MODEL = RewardModelSettings(steps=100)
 BETAS = tuple(float(f"{beta:.3g}") for beta in np.geomspace(4.0, 0.005, 20))
 NS = tuple(2**k for k in range(15))
 CONDITIONS = (
@@ -47,16 +45,16 @@ CONDITIONS = (
 
 
 def tasks() -> list[dict[str, Any]]:
-    """Every condition with every seed."""
+    """Return all combinations of a condition and a seed."""
     return [{"condition": name, "seed": seed} for seed in range(SEEDS) for name in CONDITIONS]
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
-    """One learned reward, followed ever further.
+    """Learn one reward, and follow it ever further.
 
     Returns:
-        `rl` and `bon`: each a dict of lists over β or n, exact means over prompts of the policy's
-        `kl` (nats), `proxy` and `true` reward (logits).
+        `rl` and `bon`: dicts of lists over β and over n, with the policy's `kl` (nats), `proxy` and
+        `true` reward (logits), each an exact mean over prompts.
     """
     seed, condition = task["seed"], task["condition"]
     yardstick = _yardstick(seed)
@@ -75,18 +73,21 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def anchored(scores: Tensor, yardstick: Yardstick) -> Tensor:
-    """Scores with the true reward's mean under the reference: a constant per prompt is free."""
+    """Return scores [X, Y] shifted, per prompt, to the true reward's mean under the reference.
+
+    A learned reward is only determined up to such a constant.
+    """
     weight = yardstick.ref_logps.exp()
     constant = (weight * (yardstick.rewards - scores)).sum(1, keepdim=True)
     return scores + constant
 
 
 def follow(yardstick: Yardstick, scores: Tensor, how: str) -> dict[str, list[float]]:
-    """KL, proxy and true reward of the policies that follow scores [X, Y], from near to far.
+    """Return KL, proxy and true reward of the policies that follow scores, from near to far.
 
     Args:
         yardstick: world and reference.
-        scores: the proxy, see `anchored`.
+        scores: [X, Y] the proxy, see `anchored`.
         how: "rl", the Gibbs policies for `BETAS`, or "bon", best-of-n for `NS`.
     """
     ref_logps = yardstick.ref_logps
@@ -107,7 +108,7 @@ def follow(yardstick: Yardstick, scores: Tensor, how: str) -> dict[str, list[flo
 
 
 def compare(world: WordMDP, logps: Tensor, n: int, generator: torch.Generator) -> PreferenceDataset:
-    """n pairs of responses of a policy given by its table [X, Y], with a Bradley–Terry answer."""
+    """Return n compared pairs of responses of a policy, given as log-probabilities [X, Y]."""
     prompts = world.sample_prompts(n, generator)
     drawn = torch.multinomial(logps[prompts].exp(), 2, replacement=True, generator=generator)
     first, second = world.all_responses[drawn].unbind(1)
@@ -119,14 +120,17 @@ def compare(world: WordMDP, logps: Tensor, n: int, generator: torch.Generator) -
 
 
 def fit(kl: np.ndarray, gain: np.ndarray, how: str) -> tuple[np.ndarray, float]:
-    """Gao et al.'s forms: gain = d (α − β d) for "bon", d (α − β log d) for "rl", d = √KL.
+    """Fit the curves of Gao et al. (2023) to the true reward as a function of d = √KL.
+
+    gain = d (α − β d) for "bon", and d (α − β log d) for "rl".
 
     Args:
         kl: [K] above 0.
-        gain: [K] true reward above the reference's.
+        gain: [K] true reward minus that of the reference.
+        how: "rl" or "bon".
 
     Returns:
-        (α, β) by least squares, and the root-mean-square residual as a share of the largest gain.
+        (α, β) by least squares, and the root-mean-square residual divided by the largest gain.
     """
     d = np.sqrt(kl)
     columns = np.stack([d, -d * (d if how == "bon" else np.log(d))], axis=1)
@@ -136,7 +140,7 @@ def fit(kl: np.ndarray, gain: np.ndarray, how: str) -> tuple[np.ndarray, float]:
 
 
 def series(results: list[dict[str, Any]], condition: str, how: str, name: str) -> np.ndarray:
-    """One quantity of a condition, [seeds, points]."""
+    """Return one quantity of a condition, [seeds, points]."""
     runs = sorted(
         (run for run in results if run["condition"] == condition), key=lambda run: run["seed"]
     )
@@ -144,7 +148,7 @@ def series(results: list[dict[str, Any]], condition: str, how: str, name: str) -
 
 
 def figure(results: list[dict[str, Any]]) -> Figure:
-    """True reward against KL in every condition, mean over seeds with 95 % intervals."""
+    """Draw the true reward against KL in every condition: means with 95 % intervals."""
     drawn, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True)
     styles = ("-", "--", "-.", ":", "-", "--", "-.")
     for ax, how, title in (
@@ -168,21 +172,14 @@ def figure(results: list[dict[str, Any]]) -> Figure:
 
 
 @cache
-def _world(seed: int) -> tuple[WordMDP, PolicyModel]:
-    world = WordMDP(max_length=3)
-    reference, _ = train_reference(world, SFTSettings(steps=200), seed, device="cpu")
-    return world, reference
-
-
-@cache
 def _yardstick(seed: int) -> Yardstick:
-    return Yardstick(*_world(seed), beta=FRESH_BETA)
+    return Yardstick(word_world(), reference(seed), FRESH_BETA)
 
 
 @cache
 def _scores(seed: int, pairs: int, member: int = 0, fresh: bool = False) -> Tensor:
-    """Scores [X, Y] of a reward model; a member above 0 sees a bootstrap sample of the pairs."""
-    (world, _), yardstick = _world(seed), _yardstick(seed)
+    """Train a reward model, on a bootstrap sample if `member` > 0; return its scores [X, Y]."""
+    world, yardstick = word_world(), _yardstick(seed)
     preferences = compare(world, yardstick.ref_logps, pairs, make_generator(1_000 + seed))
     if fresh:
         policy = gibbs_policy(yardstick.ref_logps, _scores(seed, pairs), FRESH_BETA)

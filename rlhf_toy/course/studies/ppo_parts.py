@@ -1,11 +1,11 @@
-"""What each part of PPO is worth: train without it, and measure the exact gap (notebook 06).
+"""What each part of PPO contributes: train without it and measure the exact gap.
 
 The world is the word world with at most three words, so that a run takes seconds.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,17 +13,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from rlhf_toy.envs import WordMDP
+from rlhf_toy.course.studies.parts import BETA, PPO, reference, word_world
 from rlhf_toy.exact import Yardstick
-from rlhf_toy.models import PolicyModel
 from rlhf_toy.plots import COLOURS
-from rlhf_toy.ppo import PPOSettings, train_ppo
-from rlhf_toy.sft import SFTSettings, train_reference
+from rlhf_toy.ppo import train_ppo
 
 SEEDS = 10
-BETA = 0.5
-COMMON = {"iterations": 60, "batch_size": 256, "num_mini_batches": 4, "measure_every": 60}
-# What is switched off, and how. Without the KL term β is so small that nothing is charged.
+COMPLETE = replace(PPO, measure_every=PPO.iterations)
+# What is switched off, and how. "no KL term" has a β so small that the KL costs nothing.
 PARTS: dict[str, dict[str, Any]] = {
     "complete": {},
     "no critic": {"use_critic": False},
@@ -36,23 +33,23 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 def tasks() -> list[dict[str, Any]]:
-    """Every part switched off, with every seed."""
+    """Return all combinations of a part that is switched off and a seed."""
     return [{"part": part, "seed": seed} for part in PARTS for seed in range(SEEDS)]
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
-    """One training run; the exact reward, KL and gap of the policy that comes out."""
-    world, reference = _reference(task["seed"])
-    settings = PPOSettings(**{"beta": BETA, **COMMON, **PARTS[task["part"]]})
+    """Train once; return the exact `gap`, `reward` (logits) and `kl` (nats) of the policy."""
+    world, seed = word_world(), task["seed"]
+    settings = replace(COMPLETE, **PARTS[task["part"]])
     policy, _ = train_ppo(
-        world, reference, world.response_rewards, settings, task["seed"], device="cpu"
+        world, reference(seed), world.response_rewards, settings, seed, device="cpu"
     )
-    measure = Yardstick(world, reference, BETA).measure(policy)
+    measure = Yardstick(world, reference(seed), BETA).measure(policy)
     return {"gap": measure.gap, "reward": measure.reward, "kl": measure.kl}
 
 
 def figure(results: list[dict[str, Any]]) -> Figure:
-    """Gap of each variant: a dot for each seed, the mean, and its 95 % interval."""
+    """Draw the gap of each variant: a dot for each seed, the mean, and its 95 % interval."""
     drawn, axes = plt.subplots(figsize=(8.0, 3.8))
     for row, part in enumerate(PARTS):
         gaps = np.array([100 * result["gap"] for result in results if result["part"] == part])
@@ -63,10 +60,3 @@ def figure(results: list[dict[str, Any]]) -> Figure:
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="gap to the optimum, % (log scale)")
     return drawn
-
-
-@cache
-def _reference(seed: int) -> tuple[WordMDP, PolicyModel]:
-    world = WordMDP(max_length=3)
-    reference, _ = train_reference(world, SFTSettings(steps=200), seed, device="cpu")
-    return world, reference

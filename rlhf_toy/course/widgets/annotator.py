@@ -1,18 +1,14 @@
-"""You are the annotator: compare reviews, and see which taste your answers reveal (L8, L9).
+"""You are the annotator: compare reviews, and see which taste your answers reveal.
 
-The answers lie in two files. `NAME.jsonl` has the preferences, in the layout of
-`PreferenceDataset.save`. That layout has no ties, so they lie beside it in `NAME.ties.jsonl`: the
-columns `prompt`, `first`, `second`, and `after`, the number of preferences that had been given
-before, which keeps the order of all answers. A skipped pair is no answer and is not saved.
+`annotator_files.py` saves the answers, `annotator_pairs.py` chooses the pairs, and `taste.py` fits
+the answers.
 """
 
 from __future__ import annotations
 
 import html
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ipywidgets
@@ -23,239 +19,64 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlhf_toy.annotators import Annotator, BradleyTerryAnnotator
-from rlhf_toy.course.widgets.parts import InteractiveCell, picture, png, say, words
+from rlhf_toy.checks import check_type, shown
+from rlhf_toy.course.widgets.annotator_files import LEFT, RIGHT, TIE, Answer, AnswerFiles, Pair
+from rlhf_toy.course.widgets.annotator_pairs import PairPool, pair_differences, sample_pairs
+from rlhf_toy.course.widgets.parts import (
+    InteractiveCell,
+    button,
+    in_a_row,
+    labelled,
+    picture,
+    png,
+    say,
+    words,
+)
 from rlhf_toy.course.widgets.taste import (
-    FEATURES,
     MARGINS,
     Examination,
-    Taste,
     draw_taste,
     fit_taste,
     response_features,
     taste_words,
 )
 from rlhf_toy.envs import WordMDP, unwrap
-from rlhf_toy.files import atomic_file
-from rlhf_toy.models import PolicyModel, check_fits, sample
+from rlhf_toy.models import PolicyModel, check_fits
 from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.training import make_generator
 
-LEFT, TIE, RIGHT = 1.0, 0.5, 0.0  # verdicts: how much of the win the left response gets
-ENOUGH = 20  # preferences; with fewer there is nothing to train on
-POOL_SIZE = 500  # pairs that are drawn ahead, among which the least sure one is looked for
+ENOUGH = 20  # preferences; fewer are too few to train on
 CURVE_POINTS = 25  # points of the chart's curve for answers that were read from a file
 AT_RANDOM, LEAST_SURE = "at random", "where the fit is least sure"
 N_EXAMPLE = 160  # simulated answers behind the figure for readers without a kernel
-
-
-# The answers and their files
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two responses to a prompt, as texts."""
-
-    prompt: str
-    left: str
-    right: str
-
-    @property
-    def key(self) -> tuple[str, frozenset[str]]:
-        """The same for the pair with its sides changed."""
-        return self.prompt, frozenset((self.left, self.right))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A verdict on a pair, `LEFT`, `RIGHT` or `TIE`, and its line in the file."""
-
-    pair: Pair
-    verdict: float
-    line: bytes
-
-
-class AnswerFiles:
-    """Answers in the order in which they were given, always as the two files have them.
-
-    Each change writes one file, whole or not at all. Lines that were there stay as they are. If the
-    files were changed elsewhere, they are read again first, so that nothing is overwritten.
-
-    Args:
-        path: the file of the preferences; it need not exist yet.
-        world: whose prompts and words the answers use.
-
-    Raises:
-        OSError, ValueError: files that cannot be read, or that are no answers in this world.
-    """
-
-    def __init__(self, path: str | os.PathLike, world: WordMDP) -> None:
-        self.path = Path(path).absolute()
-        self.ties_path = self.path.with_name(f"{self.path.stem}.ties{self.path.suffix}")
-        self._world = world
-        self._known: tuple[bytes, bytes] | None = None
-        self.answers: list[Answer] = []
-        if not self.path.parent.is_dir():
-            raise ValueError(f"there is no folder {str(self.path.parent)!r}")
-        self.refresh()
-
-    def refresh(self) -> bool:
-        """Reads the files again if they are not as this object left them; True if so."""
-        found = _read(self.path), _read(self.ties_path)
-        if found == self._known:
-            return False
-        # Ties have "after" their place; a preference is one more answer than those before it.
-        placed = [(k + 1, answer) for k, answer in enumerate(self._preferences(found[0]))]
-        placed += self._ties(found[1])
-        self.answers = [a for _, a in sorted(placed, key=lambda p: (p[0], p[1].verdict == TIE))]
-        self._known = found
-        return True
-
-    def add(self, pair: Pair, verdict: float) -> None:
-        """Appends an answer, on disk first."""
-        if verdict == TIE:
-            row = {"prompt": pair.prompt, "first": pair.left, "second": pair.right}
-            row["after"] = sum(answer.verdict != TIE for answer in self.answers)
-        else:
-            chosen = (pair.left, pair.right) if verdict == LEFT else (pair.right, pair.left)
-            row = dict(zip(("prompt", "chosen", "rejected"), (pair.prompt, *chosen), strict=True))
-        line = json.dumps(row, ensure_ascii=False).encode()
-        self._write([*self.answers, Answer(pair, verdict, line)])
-
-    def undo(self) -> Answer:
-        """Takes the last answer away, on disk first, and returns it."""
-        last = self.answers[-1]
-        self._write(self.answers[:-1])
-        return last
-
-    def _write(self, answers: list[Answer]) -> None:
-        """Makes the files those of `answers`. Only one of them changes."""
-        wanted = [
-            b"".join(a.line + b"\n" for a in answers if (a.verdict == TIE) == is_tie)
-            for is_tie in (False, True)
-        ]
-        paths = (self.path, self.ties_path)
-        for path, old, new in zip(paths, self._known, wanted, strict=True):
-            if new == old:
-                continue
-            if new:
-                with atomic_file(path) as file:
-                    file.write(new)
-            else:
-                path.unlink()  # an empty file would be no dataset
-        self.answers, self._known = answers, (wanted[0], wanted[1])
-
-    def _preferences(self, data: bytes) -> list[Answer]:
-        if not data:
-            return []
-        rows = PreferenceDataset.load(self.path, self._world).rows()
-        return [
-            Answer(Pair(row["prompt"], row["chosen"], row["rejected"]), LEFT, line)
-            for row, line in zip(rows, _lines(data), strict=True)
-        ]
-
-    def _ties(self, data: bytes) -> list[tuple[int, Answer]]:
-        """Each tie after the number of preferences that came before it."""
-        ties = []
-        for number, line in enumerate(_lines(data), start=1):
-            try:
-                row = json.loads(line)
-                pair = Pair(row["prompt"], row["first"], row["second"])
-                self._world.prompt_index(pair.prompt)
-                self._world.encode(pair.left), self._world.encode(pair.right)
-                ties.append((int(row["after"]), Answer(pair, TIE, line)))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(f"{self.ties_path}:{number}: no tie: {error}") from None
-        return ties
-
-
-def _read(path: Path) -> bytes:
-    """The file's bytes; none if it is not there."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _lines(data: bytes) -> list[bytes]:
-    return data.removesuffix(b"\n").split(b"\n") if data else []
-
-
-# Which pair to ask about
-
-
-def least_sure(taste: Taste, differences: np.ndarray) -> int:
-    """The pair for whose answer the fit's 95 % interval is widest.
-
-    That is not where the fit says 50 %: a pair known to be a toss-up teaches little.
-
-    Args:
-        taste: the fit.
-        differences: [N, F] features of the left less those of the right, N at least 1.
-    """
-    _, low, high = taste.predict(differences)
-    return int(np.argmax(high - low))
-
-
-def sample_pairs(
-    world: WordMDP, n: int, generator: torch.Generator, policy: PolicyModel | None = None
-) -> list[Pair]:
-    """At most n pairs of different reviews of the same prompts.
-
-    Args:
-        world: where the prompts come from.
-        n: how many are drawn; those with the same review twice are left out.
-        generator: the source of chance, on the policy's device.
-        policy: writes the reviews; None for the world's corpus of fluent ones.
-    """
-    prompts = world.sample_prompts(n, generator)
-    if policy is None:
-        reviews, chances = world.fluent_reviews
-        drawn = torch.multinomial(chances[prompts], 2, generator=generator)
-        sides = reviews[drawn[:, 0]], reviews[drawn[:, 1]]
-    else:
-        both = sample(policy, world, prompts.repeat(2), generator).responses
-        sides = both[:n].cpu(), both[n:].cpu()
-    texts = [[world.decode(review) for review in side] for side in sides]
-    names = [world.prompts[prompt] for prompt in prompts.tolist()]
-    pairs = (Pair(*parts) for parts in zip(names, *texts, strict=True))
-    return [pair for pair in pairs if pair.left != pair.right]
-
-
-def pair_differences(world: WordMDP, pairs: Iterable[Pair]) -> np.ndarray:
-    """Features of the left less those of the right: [N, F]."""
-    pairs = list(pairs)
-    if not pairs:
-        return np.zeros((0, len(FEATURES)))
-    texts = [pair.left for pair in pairs] + [pair.right for pair in pairs]
-    features = response_features(world, torch.stack([world.encode(text) for text in texts]))
-    return features[: len(pairs)] - features[len(pairs) :]
-
-
-# The cell
+EMPTY = "(empty review)"
 
 
 class HumanAnnotator(InteractiveCell):
     """Two reviews side by side, and the taste that your answers reveal.
 
-    A tie counts in the fit as half a win each way; `preferences` has none. Whoever makes the cell
-    again with the same file goes on with the answers in it.
+    In the fit a tie counts as half a win for each side; `preferences` leaves ties out. A new cell
+    with the same file continues with the answers in it.
 
     Args:
         world: the word world, bare or in Gymnasium's wrappers.
-        policy: writes the reviews that are compared; None for the corpus of fluent reviews.
+        policy: writes the reviews; None for the corpus of fluent reviews.
         pairs: (prompt, left, right) as texts, to be asked about instead.
-        path: where the answers are saved, as JSON Lines.
-        annotator: whose answers the fit is to predict; None for `BradleyTerryAnnotator()`.
+        path: where the answers are saved, as JSON Lines; ties are in a second file beside it.
+        annotator: the simulated annotator whose answers the fit should predict; None for
+            `BradleyTerryAnnotator()`.
         seed: of the order of the pairs.
 
     Attributes:
         answers: all answers so far, in order.
         taste: the fit to them.
+        pair: what is being asked about; None if there is nothing left to ask.
 
     Raises:
-        TypeError, ValueError: a world without reviews, a policy of another world, pairs that this
-            world does not have, or both a policy and pairs. A file that cannot be used is no error:
-            the cell says so and leaves it as it is.
+        TypeError: an argument of the wrong kind.
+        ValueError: a policy of another world, pairs that this world does not have, both a policy
+            and pairs, or a bad seed. A file that cannot be used raises nothing: the cell reports it
+            and leaves the file as it is.
     """
 
     def __init__(
@@ -268,35 +89,32 @@ class HumanAnnotator(InteractiveCell):
         seed: int = 0,
     ) -> None:
         world = unwrap(world)
-        if not isinstance(world, WordMDP):
-            raise TypeError(f"expected the word world, WordMDP(), got {world!r}")
+        check_type("world", world, WordMDP, "the word world, WordMDP()")
         if policy is not None and pairs is not None:
-            raise ValueError("give a policy or pairs, not both: one of them says what is compared")
+            raise ValueError("give a policy or pairs, not both: only one can provide the reviews")
         if policy is not None:
-            if not isinstance(policy, PolicyModel):
-                raise TypeError(f"policy must be a PolicyModel, got {policy!r}")
+            check_type("policy", policy, PolicyModel, "a PolicyModel")
             check_fits(policy, world)
         annotator = BradleyTerryAnnotator() if annotator is None else annotator
         if not hasattr(annotator, "preference_probability"):
-            raise TypeError(f"annotator must be such as BradleyTerryAnnotator(), got {annotator!r}")
+            raise TypeError(
+                f"annotator must be one such as BradleyTerryAnnotator(), got {shown(annotator)}"
+            )
+        check_type("path", path, str | os.PathLike, "a file name")
         self.path = Path(path)
-        self._world, self._policy = world, policy
-        self._generator = make_generator(seed, "cpu" if policy is None else policy.device)
+        self._world = world
         self._examination = Examination(world, annotator)
-        self._is_drawn = pairs is None
-        self._set_pool(self._draw() if pairs is None else _check_pairs(world, pairs))
-        if pairs is not None:
-            order = torch.randperm(len(self._pool), generator=self._generator).tolist()
-            self._set_pool([self._pool[i] for i in order])
-        self._skipped: list[tuple[int, Pair]] = []  # with the number of answers before
-        self.pair: Pair | None = None  # what is being asked about
+        generator = make_generator(seed, "cpu" if policy is None else policy.device)
+        self._pool = PairPool(world, generator, policy, pairs)
+        self._skipped: list[tuple[int, Pair]] = []  # each with the number of answers before it
+        self.pair: Pair | None = None
         self._make_widgets()
         self._open_files()
         rows = [self.question, self.cards, self.tools, self.news]
         rows += [self.chart, self.line, self.show_annotator]
         super().__init__(ipywidgets.VBox(rows), _example(world, annotator, self._examination))
 
-    # What the notebook asks for
+    # What the notebooks use
 
     @property
     def answers(self) -> list[Answer]:
@@ -319,42 +137,29 @@ class HumanAnnotator(InteractiveCell):
                 f"{self._n_preferences} preferences so far, and training needs at least {ENOUGH}: "
                 "give more answers in the cell of HumanAnnotator, then run this cell again"
             )
-        given = [answer for answer in self.answers if answer.verdict != TIE]
-        sides = [
-            (a.pair.left, a.pair.right) if a.verdict == LEFT else (a.pair.right, a.pair.left)
-            for a in given
-        ]
-        return PreferenceDataset(
-            self._world,
-            torch.tensor([self._world.prompt_index(answer.pair.prompt) for answer in given]),
-            torch.stack([self._world.encode(chosen) for chosen, _ in sides]),
-            torch.stack([self._world.encode(rejected) for _, rejected in sides]),
-        )
+        return self._files.dataset()
 
     def rewards(self, responses: Tensor) -> Tensor:
-        """What the fit gives reviews [B, T] to any prompt: [B] in logits, float64."""
+        """Return the fit's rewards of reviews [B, T], for any prompt: [B] in logits, float64."""
         scores = response_features(self._world, responses) @ self.taste.weights
         return torch.as_tensor(scores, device=responses.device)
 
     @property
     def _n_preferences(self) -> int:
-        return sum(answer.verdict != TIE for answer in self.answers)
+        return 0 if self._files is None else len(self._files.preferred())
 
     # Widgets
 
     def _make_widgets(self) -> None:
         self.question = ipywidgets.HTML()
         self.left_card, self.right_card = ipywidgets.HTML(), ipywidgets.HTML()
-        self.left = _button("prefer left", "primary", lambda: self._answer(LEFT))
-        self.right = _button("prefer right", "primary", lambda: self._answer(RIGHT))
-        self.tie = _button("tie", "", lambda: self._answer(TIE))
-        self.skip = _button("skip", "", self._skip)
-        self.undo = _button("undo", "", self._undo)
-        self.next_pair = ipywidgets.Dropdown(
-            options=[AT_RANDOM, LEAST_SURE],
-            description="next pair",
-            style={"description_width": "initial"},
-            layout={"width": "20em", "max_width": "98%"},
+        self.left = button("prefer left", lambda: self._answer(LEFT), "auto", "primary")
+        self.right = button("prefer right", lambda: self._answer(RIGHT), "auto", "primary")
+        self.tie = button("tie", lambda: self._answer(TIE), "6.5em")
+        self.skip = button("skip", self._skip, "6.5em")
+        self.undo = button("undo", self._undo, "6.5em")
+        self.next_pair = labelled(
+            ipywidgets.Dropdown, "next pair", "20em", options=[AT_RANDOM, LEAST_SURE]
         )
         self.next_pair.observe(lambda _: self._change_order(), "value")
         self.show_annotator = ipywidgets.Checkbox(
@@ -362,19 +167,17 @@ class HumanAnnotator(InteractiveCell):
         )
         self.show_annotator.observe(lambda _: self._draw_chart(), "value")
         sides = [
-            ipywidgets.VBox([card, button], layout={"flex": "1 1 18em", "align_items": "stretch"})
-            for card, button in ((self.left_card, self.left), (self.right_card, self.right))
+            ipywidgets.VBox(side, layout={"flex": "1 1 18em", "align_items": "stretch"})
+            for side in ([self.left_card, self.left], [self.right_card, self.right])
         ]
-        row = ipywidgets.Layout(flex_flow="row wrap", max_width="56em")
-        self.cards = ipywidgets.HBox(sides, layout=row)
-        for button in (self.left, self.right):
-            button.layout.width = "auto"
-        self.tools = ipywidgets.HBox([self.tie, self.skip, self.undo, self.next_pair], layout=row)
+        self.cards = in_a_row(sides, max_width="56em")
+        tools = [self.tie, self.skip, self.undo, self.next_pair]
+        self.tools = in_a_row(tools, max_width="56em")
         self.news, self.line = words(), words()
         self.chart = picture(b"")
 
     def _open_files(self) -> None:
-        """Reads the answers that are there; without usable files nothing can be answered."""
+        """Read the saved answers; without usable files no question is asked."""
         self._files: AnswerFiles | None = None
         try:
             self._files = AnswerFiles(self.path, self._world)
@@ -382,14 +185,16 @@ class HumanAnnotator(InteractiveCell):
             self._refit()
             self._ask(None)
             self.next_pair.disabled = True
-            text = f"answers cannot be kept in {self.path}: {_reason(error)}. Nothing was changed. "
-            text += "Move the file away or give another path, and run this cell again."
+            text = (
+                f"answers cannot be saved in {self.path}: {_reason(error)}. Nothing was changed. "
+            )
+            text += "Move the file or give another path, and run this cell again."
             say(self.news, text, wrong=True)
             return
         self._refit()
         self._ask(self._choose())
-        n, kept = len(self.answers), f"Every answer is saved at once in {self.path}."
-        say(self.news, f"{kept} {n} answers are in it: go on." if n else kept)
+        n, saved = len(self.answers), f"Every answer is saved at once in {self.path}."
+        say(self.news, f"{saved} {n} answers are in it; you can continue." if n else saved)
 
     # What the buttons do
 
@@ -398,25 +203,25 @@ class HumanAnnotator(InteractiveCell):
         if pair is None:
             return
         difference = pair_differences(self._world, [pair])
-        expected, low, high = self.taste.predict(difference)[:, 0]
+        p, low, high = self.taste.predict(difference)[:, 0]
         if not self._change(lambda: self._files.add(pair, verdict), "does not count"):
             return
-        self._add_to_fit(difference)
+        self._differences = np.concatenate([self._differences, difference])
+        self._fit_first(len(self.answers))
         self._ask(self._choose())
-        if verdict == TIE:
-            what = "a tie; the fit had given the left"
-        else:
-            what = f"the {'left' if verdict == LEFT else 'right'}; the fit had given it"
         if verdict == RIGHT:
-            expected, low, high = 1 - expected, 1 - high, 1 - low
-        say(self.news, f"Saved: {what} {expected:.0%} ({low:.0%} to {high:.0%}). {self._counts()}")
+            p, low, high = 1 - p, 1 - high, 1 - low
+        name = {LEFT: "left", RIGHT: "right", TIE: "tie"}[verdict]
+        side = "left" if verdict == TIE else name
+        predicted = f"The fit gave {side} a chance of {p:.0%} ({low:.0%} to {high:.0%})."
+        say(self.news, f"Saved: {name}. {predicted} {self._counts()}")
 
     def _skip(self) -> None:
         if self.pair is None:
             return
         self._skipped.append((len(self.answers), self.pair))
         self._ask(self._choose())
-        say(self.news, f"Skipped, which is no answer. {self._counts()}")
+        say(self.news, f"Skipped; this does not count as an answer. {self._counts()}")
 
     def _undo(self) -> None:
         if self.undo.disabled:
@@ -431,19 +236,24 @@ class HumanAnnotator(InteractiveCell):
         except (OSError, ValueError) as error:
             self._say_failed(error, "was not taken back")
             return
-        if changed:  # the last answer may be another than the one that was meant
+        if changed:  # the last answer may not be the one that the reader meant
             self._refit()
             self._ask(self.pair)
-            say(self.news, f"The file was changed elsewhere; read again. {self._counts()}")
+            say(
+                self.news, f"The file was changed elsewhere, so it was read again. {self._counts()}"
+            )
             return
         taken: list[Answer] = []
         if self._change(lambda: taken.append(self._files.undo()), "was not taken back"):
-            self._refit_last()
+            n = len(self.answers)
+            self._differences = self._differences[:n]
+            self._shares = {k: share for k, share in self._shares.items() if k < n}
+            self._fit_first(n)
             self._ask(taken[0].pair)
-            say(self.news, f"Taken back, in the file too. {self._counts()}")
+            say(self.news, f"Taken back, also in the file. {self._counts()}")
 
     def _change(self, change: Callable[[], object], or_else: str) -> bool:
-        """Changes the files as they are now; where that fails, says why and returns False."""
+        """Change the files as they are now; if that fails, say why and return False."""
         try:
             if self._files.refresh():
                 self._refit()
@@ -455,45 +265,30 @@ class HumanAnnotator(InteractiveCell):
         return True
 
     def _say_failed(self, error: Exception, or_else: str) -> None:
-        text = f"the answer {or_else}, for {self.path} cannot be used: {_reason(error)}. What was "
-        say(self.news, text + "saved is left as it is. Put that right and press again.", wrong=True)
+        text = f"the answer {or_else} because {self.path} cannot be used: {_reason(error)}. What "
+        say(self.news, text + "was saved is unchanged. Fix this and press again.", wrong=True)
 
     def _change_order(self) -> None:
-        how = self.next_pair.value
-        say(self.news, f"From the next pair on: {how}. {self._counts()}")
+        say(self.news, f"From the next pair on: {self.next_pair.value}. {self._counts()}")
 
     def _counts(self) -> str:
         n, ties = len(self.answers), len(self.answers) - self._n_preferences
         text = f"{n} {'answer' if n == 1 else 'answers'}"
         text += f", {ties} of them {'a tie' if ties == 1 else 'ties'}." if ties else "."
         if not self.is_enough:
-            text += f" {ENOUGH - self._n_preferences} preferences more to train on them."
+            text += f" Training needs {ENOUGH - self._n_preferences} more preferences."
         return text
 
-    # Which pair
-
-    def _draw(self) -> list[Pair]:
-        return sample_pairs(self._world, POOL_SIZE, self._generator, self._policy)
-
-    def _set_pool(self, pairs: list[Pair]) -> None:
-        self._pool, self._pool_differences = pairs, pair_differences(self._world, pairs)
+    # The question
 
     def _choose(self) -> Pair | None:
         """The next pair that was neither answered nor skipped; None if there is none."""
         done = {answer.pair.key for answer in self.answers}
         done |= {pair.key for _, pair in self._skipped}
-        rows = [i for i, pair in enumerate(self._pool) if pair.key not in done]
-        if not rows and self._is_drawn:
-            self._set_pool(self._draw())
-            rows = [i for i, pair in enumerate(self._pool) if pair.key not in done]
-        if not rows:
-            return None
-        if self.next_pair.value == AT_RANDOM:
-            return self._pool[rows[0]]
-        return self._pool[rows[least_sure(self.taste, self._pool_differences[rows])]]
+        return self._pool.choose(done, self.taste if self.next_pair.value == LEAST_SURE else None)
 
     def _ask(self, pair: Pair | None) -> None:
-        """Shows a pair, and the chart as it is now."""
+        """Show a pair, and the chart as it is now."""
         self.pair = pair
         texts = ("", "") if pair is None else (pair.left, pair.right)
         self.left_card.value, self.right_card.value = map(_card, ("left", "right"), texts)
@@ -502,57 +297,43 @@ class HumanAnnotator(InteractiveCell):
         elif self._files is None:
             asked = "No pair to show."
         else:
-            asked = "Every pair is answered or skipped. Thank you!"
+            asked = "Every pair has been answered or skipped. Thank you!"
         self.question.value = f'<div style="font-size:120%">{asked}</div>'
-        for button in (self.left, self.right, self.tie, self.skip):
-            button.disabled = pair is None
+        for one in (self.left, self.right, self.tie, self.skip):
+            one.disabled = pair is None
         self.undo.disabled = not self.answers and not self._skipped
         self._draw_chart()
 
     # The fit
 
     def _refit(self) -> None:
-        """Fits all answers, and a part of the ways to them for the curve."""
+        """Fit all answers, and for the curve some of the first ones."""
         self._differences = pair_differences(self._world, [a.pair for a in self.answers])
         n = len(self.answers)
-        self._shares = {}
+        self._shares: dict[int, float] = {}
         for k in np.unique(np.linspace(0, n, min(n, CURVE_POINTS) + 1).astype(int)).tolist():
             self._fit_first(k)
 
-    def _add_to_fit(self, difference: np.ndarray) -> None:
-        self._differences = np.concatenate([self._differences, difference])
-        self._fit_first(len(self.answers))
-
-    def _refit_last(self) -> None:
-        n = len(self.answers)
-        self._differences = self._differences[:n]
-        self._shares = {k: share for k, share in self._shares.items() if k < n}
-        self._fit_first(n)
-
     def _fit_first(self, n: int) -> None:
+        """Fit the first n answers."""
         verdicts = [answer.verdict for answer in self.answers[:n]]
         self.taste = fit_taste(self._differences[:n], verdicts)
         self._shares[n] = 0.5 if n == 0 else self._examination.share(self.taste)
 
     def _draw_chart(self) -> None:
-        shown = self.show_annotator.value
-        self.chart.value = _chart(self.taste, self._shares, self._examination, shown)
-        share = self._shares[len(self.answers)]
-        say(self.line, taste_words(self.taste, share, self._examination))
-
-
-def _chart(
-    taste: Taste, shares: Mapping[int, float], examination: Examination, show_annotator: bool
-) -> bytes:
-    return png(
-        lambda figure: draw_taste(figure, taste, shares, examination, show_annotator), (9.0, 3.8)
-    )
+        taste, shares, examination = self.taste, self._shares, self._examination
+        with_annotator = self.show_annotator.value
+        self.chart.value = png(
+            lambda figure: draw_taste(figure, taste, shares, examination, with_annotator),
+            (9.0, 3.8),
+        )
+        say(self.line, taste_words(taste, shares[len(self.answers)], examination))
 
 
 def _example(world: WordMDP, annotator: Annotator, examination: Examination) -> bytes:
     """The figure for readers without a kernel: what a simulated annotator's answers reveal."""
     generator = make_generator(1)
-    pairs = sample_pairs(world, N_EXAMPLE, generator)  # the corpus gives no review twice
+    pairs = sample_pairs(world, N_EXAMPLE, generator)  # the corpus never gives equal reviews
     prompts = torch.tensor([world.prompt_index(pair.prompt) for pair in pairs])
     rewards = [
         world.response_rewards(prompts, torch.stack([world.encode(text) for text in texts]))
@@ -569,8 +350,9 @@ def _example(world: WordMDP, annotator: Annotator, examination: Examination) -> 
         figure.set_layout_engine("none")
         top, below = figure.subfigures(2, 1, height_ratios=(1, 3.6))
         axes = top.subplots(1, 2, gridspec_kw=MARGINS | {"left": 0.015, "top": 0.7, "bottom": 0.2})
-        for ax, side, text in zip(axes, ("left", "right"), _texts(pairs[0]), strict=True):
-            ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=13)
+        sides = (("left", pairs[0].left), ("right", pairs[0].right))
+        for ax, (side, text) in zip(axes, sides, strict=True):
+            ax.text(0.5, 0.5, text or EMPTY, ha="center", va="center", fontsize=13)
             ax.set(xticks=[], yticks=[])
             ax.set_xlabel(f"prefer {side}", fontsize=9)
             for spine in ax.spines.values():
@@ -585,46 +367,11 @@ def _example(world: WordMDP, annotator: Annotator, examination: Examination) -> 
     return png(draw, (9.0, 5.2))
 
 
-def _texts(pair: Pair) -> tuple[str, str]:
-    return tuple(text or "(says nothing)" for text in (pair.left, pair.right))
-
-
 def _card(side: str, text: str) -> str:
-    shown = html.escape(text) or "(says nothing)"
     style = "border:1px solid rgba(128,128,128,.7);border-radius:4px;padding:0.7em;"
     style += "text-align:center;font-size:130%;line-height:1.4"
-    return f'<div role="group" aria-label="{side} review" style="{style}">{shown}</div>'
-
-
-def _button(description: str, style: str, press: Callable[[], None]) -> ipywidgets.Button:
-    button = ipywidgets.Button(
-        description=description, button_style=style, layout={"width": "6.5em"}
-    )
-    button.on_click(lambda _: press())
-    return button
-
-
-def _check_pairs(world: WordMDP, pairs: Iterable[tuple[str, str, str]]) -> list[Pair]:
-    """The given pairs; raises a ValueError for what the world does not have."""
-    checked = []
-    for k, row in enumerate(pairs):
-        if not isinstance(row, tuple | list) or len(row) != 3 or not all(map(_is_text, row)):
-            raise TypeError(f"pairs[{k}] must be (prompt, left, right) as texts, got {row!r}")
-        try:
-            world.prompt_index(row[0])
-            texts = [world.decode(world.encode(text)) for text in row[1:]]
-        except ValueError as error:
-            raise ValueError(f"pairs[{k}]: {error}") from None
-        if texts[0] == texts[1]:
-            raise ValueError(f"pairs[{k}] has the same response twice: {texts[0]!r}")
-        checked.append(Pair(row[0], *texts))
-    if not checked:
-        raise ValueError("pairs is empty: give at least one (prompt, left, right)")
-    return checked
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+    text = html.escape(text) or EMPTY
+    return f'<div role="group" aria-label="{side} review" style="{style}">{text}</div>'
 
 
 def _reason(error: Exception) -> str:

@@ -1,48 +1,44 @@
-"""DPO gradient: what the loss of one pair does to its two log-probabilities (L23, L24)."""
+"""DPO gradient: what the loss of one pair does to its two log-probabilities."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import ipywidgets
 import torch
 from matplotlib.figure import Figure
 
-from rlhf_toy.course.widgets.parts import (
-    InteractiveCell,
-    in_a_row,
-    panels,
-    picture,
-    png,
-    say,
-    slider,
-    words,
-)
+from rlhf_toy.checks import check_number
+from rlhf_toy.course.widgets.parts import Explorer, in_a_row, panels, slider
 from rlhf_toy.losses import dpo_loss
 from rlhf_toy.plots import COLOURS
 
-LOG_RATIOS = (-6.0, 6.0)  # of the sliders, nats
+LOG_RATIOS = (-6.0, 6.0)  # range of the sliders, nats
 BETAS = (0.05, 2.0)
 ARROW = 5.0  # length in the chart of a push with weight 1, nats
 
 
 class Push(NamedTuple):
-    """A pair under DPO: margin and loss, and how the loss pushes each log-probability."""
+    """A pair under DPO: margin, loss, and how the loss pushes each log-probability."""
 
-    margin: float  # implicit reward of the chosen − of the rejected, logits
+    margin: float  # implicit reward of the chosen response minus that of the rejected, logits
     loss: float  # nats
     chosen: float  # −∂loss/∂log π(chosen)
     rejected: float
 
 
 def push(chosen_ratio: float, rejected_ratio: float, beta: float) -> Push:
-    """Margin, loss and pushes of a pair, the pushes by autograd of `dpo_loss`.
+    """Return margin, loss and pushes of a pair; the pushes are autograd's on `dpo_loss`.
 
     Args:
-        chosen_ratio: log π/π_ref of the preferred response, nats.
-        rejected_ratio: of the other.
-        beta: KL weight.
+        chosen_ratio: log π/π_ref of the chosen response, in nats.
+        rejected_ratio: the same of the rejected response.
+        beta: weight of the KL penalty.
+
+    Raises:
+        TypeError, ValueError: a log-ratio that is no finite number, or a bad beta.
     """
+    check_number("chosen_ratio", chosen_ratio)
+    check_number("rejected_ratio", rejected_ratio)
     ratios = torch.tensor([[chosen_ratio], [rejected_ratio]], dtype=torch.float64)
     ratios.requires_grad_()
     zero = torch.zeros(1, dtype=torch.float64)  # the reference's log-probabilities cancel
@@ -53,7 +49,7 @@ def push(chosen_ratio: float, rejected_ratio: float, beta: float) -> Push:
 
 
 def draw_push(figure: Figure, chosen_ratio: float, rejected_ratio: float, beta: float) -> None:
-    """The loss over the margin with the pair on it, and both log-ratios with their pushes."""
+    """Draw the loss against the margin with the pair on it, and both log-ratios with arrows."""
     found = push(chosen_ratio, rejected_ratio, beta)
     left, right = panels(figure, 2)
     margins = torch.linspace(-6, 6, 121, dtype=torch.float64)
@@ -80,7 +76,7 @@ def draw_push(figure: Figure, chosen_ratio: float, rejected_ratio: float, beta: 
 
 
 def describe(chosen_ratio: float, rejected_ratio: float, beta: float) -> str:
-    """What the pair's numbers are, and what they mean."""
+    """Describe the pair: its numbers, and what they mean."""
     found = push(chosen_ratio, rejected_ratio, beta)
     text = (
         f"Margin {found.margin:+.3f}, loss {found.loss:.3f}, weight {found.chosen / beta:.3f}. "
@@ -88,47 +84,39 @@ def describe(chosen_ratio: float, rejected_ratio: float, beta: float) -> str:
     )
     if chosen_ratio < 0 and rejected_ratio < 0 and found.margin > 0:
         return (
-            text + "Both have become rarer than under the reference, and the loss is below log 2."
+            text + "The policy gives both less often than the reference; the loss is below log 2."
         )
     if found.margin < 0:
-        return text + "The policy contradicts the annotator, so the weight is above one half."
+        return text + "The policy disagrees with the annotator, so the weight is above one half."
     if found.margin == 0:
-        return text + "The policy does not tell them apart: the loss is log 2."
-    return text + "The policy agrees with the annotator: the more, the weaker the push."
+        return text + "The policy scores both the same, so the loss is log 2."
+    return text + "The policy agrees with the annotator; a larger margin weakens the push."
 
 
-class DPOGradient(InteractiveCell):
+class DPOGradient(Explorer):
     """The DPO loss of one pair: sliders for both log-ratios and β.
 
     Attributes:
         chosen, rejected, beta: the sliders.
-        picture: the chart.
-        line: what it shows, in words.
     """
 
     def __init__(self, chosen: float = -1.0, rejected: float = -3.0, beta: float = 0.5) -> None:
-        """Where the sliders start.
+        """Start the sliders at these values.
 
         Raises:
-            ValueError: a number outside its slider.
+            TypeError, ValueError: a value that is no number, or outside its slider.
         """
         self.chosen = slider("chosen", "log π/π_ref, chosen", chosen, *LOG_RATIOS, 0.1)
         self.rejected = slider("rejected", "log π/π_ref, rejected", rejected, *LOG_RATIOS, 0.1)
         self.beta = slider("beta", "β", beta, *BETAS)
         sliders = (self.chosen, self.rejected, self.beta)
-        for one in sliders:
-            one.observe(self._redraw, "value")
-        self.line, first = words(), self._drawing()
-        self.picture = picture(first)
-        super().__init__(ipywidgets.VBox([in_a_row(sliders), self.picture, self.line]), first)
-        self._redraw()
+        super().__init__([in_a_row(sliders)], sliders)
 
-    def _values(self) -> tuple[float, float, float]:
-        return self.chosen.value, self.rejected.value, self.beta.value
+    def _compute(self) -> None:
+        self._values = self.chosen.value, self.rejected.value, self.beta.value
 
-    def _drawing(self) -> bytes:
-        return png(lambda figure: draw_push(figure, *self._values()), (9.0, 3.3))
+    def _draw(self, figure: Figure) -> None:
+        draw_push(figure, *self._values)
 
-    def _redraw(self, _: object = None) -> None:
-        self.picture.value = self._drawing()
-        say(self.line, describe(*self._values()))
+    def _describe(self) -> str:
+        return describe(*self._values)

@@ -1,9 +1,9 @@
-"""The Gibbs explorer: β, rewards and reference by hand, and the optimum that follows (L17)."""
+"""The Gibbs explorer: choose β, rewards and reference, and see the optimal policy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ipywidgets
@@ -14,13 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from rlhf_toy.course.widgets.parts import InteractiveCell, picture, png, say, words
+from rlhf_toy.checks import check_number, check_type
+from rlhf_toy.course.widgets.parts import (
+    Explorer,
+    button,
+    in_a_row,
+    labelled,
+    log_slider,
+)
 from rlhf_toy.exact import expected_reward, gibbs_policy, kl_divergence, log_partition, objective
 from rlhf_toy.plots import COLOURS
 
-MOST = 6  # responses: more bars and sliders than that fit into no cell
+MOST = 6  # responses: there is no room for more bars and sliders
 BETAS = (0.01, 100.0)
-BETA_STEP = 0.05  # of log10 β
 HIGHEST_REWARD = 5.0
 HIGHEST_WEIGHT = 10.0
 MARGINS = {"left": 0.075, "right": 0.985, "bottom": 0.18, "top": 0.9, "wspace": 0.2}
@@ -30,7 +36,7 @@ MARGINS = {"left": 0.075, "right": 0.985, "bottom": 0.18, "top": 0.9, "wspace": 
 
 @dataclass(frozen=True)
 class Optimum:
-    """π* of one prompt, and what it is worth; float64, nats and logits.
+    """The optimal policy π* for one prompt and its value; float64, nats and logits.
 
     Attributes:
         ref_logps: [Y] log π_ref(y).
@@ -54,28 +60,31 @@ class Optimum:
 
 
 def log_probabilities(weights: Sequence[float]) -> Tensor:
-    """Weights [Y] as log-probabilities [Y], −inf where a weight is 0.
+    """Return weights [Y] as log-probabilities [Y], −inf where a weight is 0.
 
     Raises:
+        TypeError: weights that are no numbers.
         ValueError: weights that are negative, not finite, or all 0.
     """
-    values = torch.tensor(list(weights), dtype=torch.float64)
-    if not (values.isfinite().all() and (values >= 0).all() and values.sum() > 0):
+    values = torch.tensor(_check_row("weights", weights), dtype=torch.float64)
+    if not ((values >= 0).all() and values.sum() > 0):
         raise ValueError(
-            "the reference's weights must be finite, at least 0 and not all 0: it has to say "
-            f"something. Got {list(weights)}; raise one of them"
+            f"weights must be at least 0 and not all 0, got {values.tolist()}: raise one of them "
+            "above 0"
         )
     return (values / values.sum()).log()
 
 
 def find_optimum(weights: Sequence[float], rewards: Sequence[float], beta: float) -> Optimum:
-    """The Gibbs policy of a reference [Y], given by its weights, and of rewards [Y] (L16, L17).
+    """Return the Gibbs policy for a reference [Y], given by its weights, and rewards [Y].
 
     Raises:
-        ValueError: weights as in `log_probabilities`, as many weights as rewards are wanted, or β
-            is no finite number above 0.
+        TypeError: weights, rewards or β that are no numbers.
+        ValueError: weights that `log_probabilities` refuses, not as many rewards as weights, or a
+            β that is no finite number above 0.
     """
-    ref_logps, r = log_probabilities(weights), torch.tensor(list(rewards), dtype=torch.float64)
+    ref_logps = log_probabilities(weights)
+    r = torch.tensor(_check_row("rewards", rewards), dtype=torch.float64)
     logps = gibbs_policy(ref_logps, r, beta)
     return Optimum(
         ref_logps=ref_logps,
@@ -90,13 +99,17 @@ def find_optimum(weights: Sequence[float], rewards: Sequence[float], beta: float
 
 
 def gibbs_frontier(ref_logps: Tensor, rewards: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """KL and reward of the Gibbs policies for all β, from β = ∞ to β = 0, both limits included.
+    """Return KL and reward of the Gibbs policies from β = ∞ to β = 0, both limits included.
 
-    At ∞ it is the reference; at 0, the reference among the best responses that it gives.
+    At β = ∞ the policy is the reference. At β = 0 it is the reference restricted to the best
+    responses that the reference can give.
 
     Args:
         ref_logps: [Y] log π_ref(y).
         rewards: [Y] in logits.
+
+    Returns:
+        [B] KL(π ‖ π_ref) in nats, and [B] E[r] in logits.
     """
     possible = ref_logps > -torch.inf
     best = possible & (rewards == rewards[possible].max())
@@ -112,7 +125,7 @@ def gibbs_frontier(ref_logps: Tensor, rewards: Tensor) -> tuple[np.ndarray, np.n
 
 
 def optimum_words(optimum: Optimum, names: Sequence[str]) -> str:
-    """The figure in numbers."""
+    """Describe the figure in numbers."""
     o = optimum
     shares = ", ".join(
         f"{name} {before:.1%} → {after:.1%}"
@@ -125,20 +138,20 @@ def optimum_words(optimum: Optimum, names: Sequence[str]) -> str:
         f"At β = {o.beta:.3g}: Z = {partition_text(o.log_z)}, log Z = {_number(o.log_z)}, "
         f"J* = β log Z = {_number(o.objective)}. "
         f"π* earns E[r] = {_number(o.reward)} for KL = {_number(o.kl)} nats, "
-        f"and E[r] − β KL is J* again; π_ref earns {_number(at_reference)} for nothing. "
+        f"so E[r] − β KL = J*. π_ref earns E[r] = {_number(at_reference)} with KL = 0. "
         f"π_ref → π*: {shares}."
     )
 
 
 def partition_text(log_z: float) -> str:
-    """Z in four digits; as a power of ten where the number has no end."""
+    """Return Z with four digits, or as a power of ten where it is very large or small."""
     if abs(log_z) < 11:
         return f"{math.exp(log_z):.4g}"
     return f"10^{log_z / math.log(10):.1f}"
 
 
 def _number(value: float, digits: int = 4) -> str:
-    """So many digits behind the point, and never −0."""
+    """Round to this many decimals, never to −0."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
@@ -146,14 +159,14 @@ def _number(value: float, digits: int = 4) -> str:
 
 
 def draw_optimum(figure: Figure, optimum: Optimum, names: Sequence[str]) -> None:
-    """π* beside π_ref as bars, and its point on the frontier of reward against KL.
+    """Draw π* beside π_ref as bars, and its point on the frontier of reward against KL.
 
     Args:
         figure: an empty figure.
-        optimum: what is drawn.
-        names: of the responses, Y of them.
+        optimum: what to draw.
+        names: the Y responses' names.
     """
-    # Margins by hand: to work them out takes longer than all the rest of the drawing.
+    # Fixed margins: the automatic layout takes longer than the rest of the drawing.
     figure.set_layout_engine("none")
     left, right = figure.subplots(1, 2, gridspec_kw=MARGINS)
     _draw_bars(left, optimum, names)
@@ -181,7 +194,7 @@ def _draw_bars(axes: Axes, optimum: Optimum, names: Sequence[str]) -> None:
 
 def _draw_frontier(axes: Axes, optimum: Optimum) -> None:
     kls, rewards = gibbs_frontier(optimum.ref_logps, optimum.rewards)
-    # A frontier that is a single point still gets room around it.
+    # Leave room around a frontier that is a single point.
     width, height = max(kls.max(), 0.5), max(np.ptp(rewards), 0.5)
     line = np.array([-0.05, 1.1]) * width
     tangent = optimum.objective + optimum.beta * line
@@ -209,24 +222,30 @@ def _draw_frontier(axes: Axes, optimum: Optimum) -> None:
 # The widget
 
 
-class GibbsExplorer(InteractiveCell):
-    """Sliders for β, and for the reward and the reference's weight of each response to one prompt.
+class GibbsExplorer(Explorer):
+    """Sliders for β, and for each response's reward and its weight in the reference; one prompt.
 
     Args:
-        rewards: of two to six responses, in logits, between −5 and 5.
-        weights: how often the reference gives each, in any unit; weights above 10 are scaled down.
-            A response of weight 0 is never given.
-        beta: where the slider of β starts, between 0.01 and 100.
+        rewards: of two to six responses, in logits, from −5 to 5.
+        weights: how often the reference gives each response, in any unit; if one is above 10, all
+            are scaled down. A response of weight 0 is never given.
+        beta: where the slider of β starts, from 0.01 to 100.
         names: of the responses; A, B, C … by default.
 
-    Rewards and weights are rounded to a decimal and β to three digits, as the sliders show them.
+    Rewards and weights are rounded to one decimal and β to three digits, as the sliders show them.
 
     Attributes:
-        optimum: what is shown, as an `Optimum`.
+        optimum: the `Optimum` that is shown.
+        beta: the slider of β.
+        rewards, weights: the other sliders, one for each response.
+        reset: the button that restores the start values.
 
     Raises:
-        TypeError, ValueError: numbers that are none, out of range, or not as many as rewards.
+        TypeError: a reward, weight or β that is no number.
+        ValueError: one that is out of range, or not as many weights and names as rewards.
     """
+
+    SIZE = (9.0, 3.5)
 
     def __init__(
         self,
@@ -236,89 +255,43 @@ class GibbsExplorer(InteractiveCell):
         names: Sequence[str] | None = None,
     ) -> None:
         rewards, weights = _check_row("rewards", rewards), _check_row("weights", weights)
-        names = tuple("ABCDEF"[: len(rewards)] if names is None else map(str, names))
-        _check(rewards, weights, beta, names)
+        names = "ABCDEF"[: len(rewards)] if names is None else names
+        check_type("names", names, Sequence, "a list of names")
+        self._names = tuple(map(str, names))
+        _check(rewards, weights, beta, self._names)
         scale = min(1.0, HIGHEST_WEIGHT / max(weights))
-        # What is possible stays so, however rare.
+        # However rare a response is, rounding must not make it impossible.
         weights = [max(round(scale * weight, 1), 0.1) if weight else 0.0 for weight in weights]
-        self._names = names
-        self._start = (_round_beta(beta), [round(reward, 1) for reward in rewards], weights)
-        self._make_widgets()
-        self.optimum = self._find()
-        first = self._drawing()
-        self.chart, self.line = picture(first), words()
-        super().__init__(ipywidgets.VBox([*self.controls, self.chart, self.line]), first)
-        say(self.line, optimum_words(self.optimum, self._names))
-
-    def _make_widgets(self) -> None:
-        beta, rewards, weights = self._start
-        # A browser moves the value to a whole number of steps from the left end.
-        below, above = (int(abs(math.log10(end / beta)) / BETA_STEP) for end in BETAS)
-        self.beta = ipywidgets.FloatLogSlider(
-            value=beta,
-            min=math.log10(beta) - below * BETA_STEP,
-            max=math.log10(beta) + above * BETA_STEP,
-            step=BETA_STEP,
-            description="β (KL weight)",
-            readout_format=".3g",
-            style={"description_width": "initial"},
-            layout={"width": "27em", "max_width": "98%"},
-        )
-        self.reset = ipywidgets.Button(description="Reset", layout={"width": "7em"})
-        self.reset.on_click(lambda _: self._reset())
-        self.rewards = [
-            _slider(f"reward of {name}", r, -HIGHEST_REWARD, HIGHEST_REWARD)
-            for name, r in zip(self._names, rewards, strict=True)
-        ]
-        self.weights = [
-            _slider(f"weight of {name} in π_ref", weight, 0.0, HIGHEST_WEIGHT)
-            for name, weight in zip(self._names, weights, strict=True)
-        ]
-        for slider in (self.beta, *self.rewards, *self.weights):
-            slider.observe(lambda _: self._show(), "value")
-        row = ipywidgets.Layout(flex_flow="row wrap")
-        pairs = [
-            ipywidgets.HBox([r, weight], layout=row)
-            for r, weight in zip(self.rewards, self.weights, strict=True)
-        ]
-        self.controls = [ipywidgets.HBox([self.beta, self.reset], layout=row), *pairs]
-        self._is_resetting = False
+        beta, rewards = _round_beta(beta), [round(reward, 1) for reward in rewards]
+        self.beta = log_slider("β (KL weight)", beta, *BETAS)
+        self.rewards, self.weights = [], []
+        for name, reward, weight in zip(self._names, rewards, weights, strict=True):
+            self.rewards.append(
+                _slider(f"reward of {name}", reward, -HIGHEST_REWARD, HIGHEST_REWARD)
+            )
+            self.weights.append(_slider(f"weight of {name} in π_ref", weight, 0.0, HIGHEST_WEIGHT))
+        sliders = [self.beta, *self.rewards, *self.weights]
+        self._start = [(one, one.value) for one in sliders]
+        self.reset = button("Reset", self._reset, "7em")
+        pairs = zip(self.rewards, self.weights, strict=True)
+        super().__init__([in_a_row(row) for row in ([self.beta, self.reset], *pairs)], sliders)
 
     def _reset(self) -> None:
-        """Puts all sliders back, and draws once."""
-        beta, rewards, weights = self._start
-        self._is_resetting = True
-        try:
-            self.beta.value = beta
-            for slider, value in zip(
-                (*self.rewards, *self.weights), (*rewards, *weights), strict=True
-            ):
-                slider.value = value
-        finally:
-            self._is_resetting = False
-        self._show()
+        with self._at_once():
+            for one, value in self._start:
+                one.value = value
 
-    def _show(self) -> None:
-        """Computes and draws; what cannot be computed leaves the last picture and is said."""
-        if self._is_resetting:
-            return
-        try:
-            self.optimum = self._find()
-        except ValueError as error:
-            say(self.line, f"{error}. The picture is the last one that was possible.", wrong=True)
-            return
-        self.chart.value = self._drawing()
-        say(self.line, optimum_words(self.optimum, self._names))
-
-    def _find(self) -> Optimum:
+    def _compute(self) -> None:
         weights, rewards = (
-            [round(slider.value, 1) for slider in sliders]
-            for sliders in (self.weights, self.rewards)
+            [round(one.value, 1) for one in sliders] for sliders in (self.weights, self.rewards)
         )
-        return find_optimum(weights, rewards, _round_beta(self.beta.value))
+        self.optimum = find_optimum(weights, rewards, _round_beta(self.beta.value))
 
-    def _drawing(self) -> bytes:
-        return png(lambda figure: draw_optimum(figure, self.optimum, self._names), (9.0, 3.5))
+    def _draw(self, figure: Figure) -> None:
+        draw_optimum(figure, self.optimum, self._names)
+
+    def _describe(self) -> str:
+        return optimum_words(self.optimum, self._names)
 
 
 def _round_beta(beta: float) -> float:
@@ -326,43 +299,34 @@ def _round_beta(beta: float) -> float:
 
 
 def _slider(description: str, value: float, low: float, high: float) -> ipywidgets.FloatSlider:
-    return ipywidgets.FloatSlider(
-        value=value,
-        min=low,
-        max=high,
-        step=0.1,
-        description=description,
-        readout_format=".1f",
-        style={"description_width": "initial"},
-        layout={"width": "27em", "max_width": "98%"},
-    )
+    options = {"value": value, "min": low, "max": high, "step": 0.1, "readout_format": ".1f"}
+    return labelled(ipywidgets.FloatSlider, description, "27em", **options)
 
 
-def _check_row(name: str, values: Sequence[float]) -> list[float]:
-    try:
-        return [float(value) for value in values]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a list of numbers, got {values!r}") from None
+def _check_row(name: str, values: Iterable[float]) -> list[float]:
+    """The values as a list; a TypeError or ValueError unless all are finite numbers."""
+    check_type(name, values, Iterable, "a list of numbers")
+    values = list(values)
+    for i, value in enumerate(values):
+        check_number(f"{name}[{i}]", value)
+    return values
 
 
 def _check(
     rewards: Sequence[float], weights: Sequence[float], beta: float, names: Sequence[str]
 ) -> None:
-    """Raises a TypeError or ValueError unless the sliders can show all this."""
+    """Raise a TypeError or ValueError unless the sliders can show all this."""
     if not 2 <= len(rewards) <= MOST:
-        raise ValueError(f"2 to {MOST} responses can be shown, got {len(rewards)} rewards")
+        raise ValueError(f"there must be 2 to {MOST} rewards, got {len(rewards)}")
     if not len(rewards) == len(weights) == len(names) == len(set(names)):
         raise ValueError(
-            f"{len(rewards)} rewards need as many weights and as many different names, got "
-            f"{list(weights)} and {list(names)}"
+            f"{len(rewards)} rewards need {len(rewards)} weights and {len(rewards)} different "
+            f"names, got {list(weights)} and {list(names)}"
         )
     if not all(abs(r) <= HIGHEST_REWARD for r in rewards):
         raise ValueError(
-            f"rewards must lie between −{HIGHEST_REWARD:g} and {HIGHEST_REWARD:g} logits, got "
-            f"{list(rewards)}: divide them, and β, by the same number; π* stays the same"
+            f"rewards must be from −{HIGHEST_REWARD:g} to {HIGHEST_REWARD:g} logits, got "
+            f"{list(rewards)}: divide them and β by the same number, which leaves π* as it is"
         )
     log_probabilities(weights)
-    if isinstance(beta, bool) or not isinstance(beta, int | float):
-        raise TypeError(f"beta must be a number, got {beta!r}")
-    if not BETAS[0] <= beta <= BETAS[1]:
-        raise ValueError(f"beta must lie between {BETAS[0]:g} and {BETAS[1]:g}, got {beta!r}")
+    check_number("beta", beta, *BETAS)

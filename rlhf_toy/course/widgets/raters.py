@@ -1,10 +1,10 @@
-"""Raters and scales: who ranks better at the same number of judgements, and when (L1)."""
+"""Raters and scales: ratings or comparisons, which rank better from as many judgements?"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, pairwise
 
 import ipywidgets
@@ -15,21 +15,22 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest, norm, rankdata, sem, t
 
 from rlhf_toy.annotators import Population, Rater
-from rlhf_toy.course.widgets.parts import InteractiveCell, picture, png, say, words
+from rlhf_toy.checks import check_choice, check_count, check_number, check_type
+from rlhf_toy.course.widgets.parts import Explorer, in_a_row, labelled
 from rlhf_toy.plots import COLOURS, MARKERS
 from rlhf_toy.training import make_generator
 
 N_RATERS = 20
-STUDIES = 200  # with fixed seeds: the same chance for every setting of the sliders
+STUDIES = 200  # with fixed seeds: the same random numbers for every setting of the sliders
 RATINGS, COMPARISONS = "ratings", "comparisons"
 COLOUR = {RATINGS: COLOURS[1], COMPARISONS: COLOURS[0]}
 RESPONSES = {"A": 1.25, "B": 0.75, "C": 0.25, "D": -0.25, "E": -0.75, "F": -1.25}
 MARGINS = {"left": 0.055, "right": 0.985, "bottom": 0.16, "top": 0.9, "wspace": 0.3}
 LEGEND = {"fontsize": 8, "loc": "lower center", "bbox_to_anchor": (0.47, 0.99), "handlelength": 1.6}
-BY_HAND = "as the sliders stand"
+BY_HAND = "set by the sliders"
 
 
-# The people
+# The raters
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Scales:
     offset: float = 5.0  # mean of the raters' offsets, in points
     offset_spread: float = 2.5  # their standard deviation
     gain: float = 1.0  # mean of the gains, in points per logit
-    gain_spread: float = 0.6  # gains lie up to this share above and below the mean
-    noise: float = 0.7  # of everybody's impressions, in logits
-    rounding: float = 1.0  # everybody's grid, in points
+    gain_spread: float = 0.6  # gains are up to this fraction above and below the mean
+    noise: float = 0.7  # of every rater's impressions, in logits
+    rounding: float = 1.0  # every rater's grid, in points
 
 
 PRESETS = {
@@ -53,10 +54,14 @@ PRESETS = {
 
 
 def make_raters(scales: Scales) -> list[Rater]:
-    """`N_RATERS` people: offsets at the quantiles of a normal distribution, gains evenly spread.
+    """Return `N_RATERS` raters, offsets at the quantiles of a normal distribution, gains even.
 
-    Who has which gain has nothing to do with the offset, and nothing is drawn.
+    Gains are assigned independently of the offsets. Nothing is sampled.
+
+    Raises:
+        TypeError: scales that are no `Scales`.
     """
+    check_type("scales", scales, Scales, "a Scales")
     quantiles = norm.ppf((np.arange(N_RATERS) + 0.5) / N_RATERS)
     offsets = scales.offset + scales.offset_spread * quantiles / quantiles.std()
     places = np.random.default_rng(0).permutation(N_RATERS)
@@ -72,13 +77,13 @@ def make_raters(scales: Scales) -> list[Rater]:
 
 @dataclass(frozen=True)
 class Contest:
-    """Many studies of the same responses, each by ratings and by as many comparisons.
+    """Many studies of the same responses, each with as many ratings as comparisons.
 
     Attributes:
-        scores: for each method [S, n]: mean ratings, or shares of comparisons won.
-        pairs_right: for each method [S], the share of the pairs that the scores put in the right
-            order; equal scores count half.
-        order_right: for each method bool [S], whether the whole order is right.
+        scores: for each method [S, n], the mean ratings or the shares of comparisons won.
+        pairs_right: for each method [S], the share of pairs that the scores order correctly; equal
+            scores count half.
+        order_right: for each method bool [S], whether the whole order is correct.
     """
 
     scores: dict[str, np.ndarray]
@@ -87,24 +92,30 @@ class Contest:
 
 
 def judgement_counts(n: int) -> list[int]:
-    """Numbers of judgements that give each of n responses, and each pair, its equal share."""
+    """Return numbers of judgements that n responses share equally, and so do all their pairs."""
+    check_count("n", n, 2)
     unit = math.lcm(n, math.comb(n, 2))
     unit *= math.ceil(24 / unit)
     return [unit * factor for factor in (1, 2, 4, 8)]
 
 
 def run_contest(scales: Scales, rewards: Sequence[float], judgements: int) -> Contest:
-    """`STUDIES` studies; each judgement is made by a member drawn at random.
+    """Run `STUDIES` studies in which random members of a population make each judgement.
 
-    Ratings go to the responses in turn and comparisons to the pairs in turn, so that chance leaves
-    nobody out. (Every pair being compared equally often, the order of the shares of wins is that of
-    Bradley–Terry's rewards as well.)
+    Responses are rated in turn and pairs compared in turn, so each gets the same number of
+    judgements. (Then the shares of wins have the same order as Bradley–Terry's rewards.)
 
     Args:
-        scales: of the population.
+        scales: how the population uses its scale.
         rewards: [n] true rewards in logits, best first and no two equal.
-        judgements: how many ratings, and how many comparisons: one of `judgement_counts(n)`.
+        judgements: the number of ratings, and of comparisons: one of `judgement_counts(n)`.
+
+    Raises:
+        TypeError: scales that are no `Scales`.
+        ValueError: another number of judgements.
     """
+    if judgements not in (counts := judgement_counts(len(rewards))):
+        raise ValueError(f"judgements must be one of {counts}, got {judgements!r}")
     population = Population(make_raters(scales))
     truth, n = torch.tensor(list(rewards), dtype=torch.float64), len(rewards)
     items = torch.arange(judgements) % n
@@ -131,13 +142,13 @@ def run_contest(scales: Scales, rewards: Sequence[float], judgements: int) -> Co
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean of [S] values, and the ends of its 95 % interval."""
+    """Return the mean of [S] values and the ends of its 95 % interval."""
     mean, half = float(values.mean()), float(t.ppf(0.975, len(values) - 1) * sem(values))
     return mean, mean - half, mean + half
 
 
 def share_interval(hits: np.ndarray) -> tuple[float, float, float]:
-    """Share of True among bool [S], and the ends of its 95 % interval (Wilson 1927)."""
+    """Return the share of True in bool [S] and the ends of its 95 % interval (Wilson 1927)."""
     ends = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return float(hits.mean()), float(ends.low), float(ends.high)
 
@@ -146,7 +157,7 @@ def share_interval(hits: np.ndarray) -> tuple[float, float, float]:
 
 
 def contest_words(contest: Contest, names: Sequence[str], judgements: int, study: int) -> str:
-    """The figure in numbers."""
+    """Describe the figure in numbers."""
     text = f"{judgements} judgements by {N_RATERS} raters, {STUDIES} studies. "
     for method in (RATINGS, COMPARISONS):
         pairs = _percent(*mean_interval(contest.pairs_right[method]))
@@ -158,7 +169,7 @@ def contest_words(contest: Contest, names: Sequence[str], judgements: int, study
     difference = contest.pairs_right[COMPARISONS] - contest.pairs_right[RATINGS]
     mean, low, high = mean_interval(difference)
     if low <= 0 <= high:
-        text += "On the pairs nobody is ahead, within the 95% interval. "
+        text += "On the pairs neither is ahead: the 95% interval of the difference contains 0. "
     else:
         ahead = COMPARISONS if mean > 0 else RATINGS
         low, high = sorted((abs(low), abs(high)))
@@ -174,7 +185,7 @@ def contest_words(contest: Contest, names: Sequence[str], judgements: int, study
 
 
 def order_text(scores: np.ndarray, names: Sequence[str]) -> str:
-    """Scores [n] as an order from best to worst, equal ones with =."""
+    """Write scores [n] as an order from best to worst, equal ones with =."""
     order = np.argsort(-scores, kind="stable")
     text = names[order[0]]
     for before, after in pairwise(order):
@@ -196,16 +207,16 @@ def draw_contest(
     rewards: Mapping[str, float],
     study: int,
 ) -> None:
-    """The raters' scales, the two rankings of one study, and how often each method is right.
+    """Draw the raters' scales, the two rankings of one study, and how often each is right.
 
     Args:
         figure: an empty figure.
         contest: the studies.
         scales: of the population.
-        rewards: the responses' true rewards by their names, best first.
-        study: which one is shown, from 0.
+        rewards: the responses' true rewards by name, best first.
+        study: the study that is shown, from 0.
     """
-    # Margins by hand: to work them out takes longer than all the rest of the drawing.
+    # Fixed margins: the automatic layout takes longer than the rest of the drawing.
     figure.set_layout_engine("none")
     left, middle, right = figure.subplots(1, 3, gridspec_kw=MARGINS)
     _draw_scales(left, scales, list(rewards.values()))
@@ -214,7 +225,7 @@ def draw_contest(
 
 
 def _draw_scales(axes: Axes, scales: Scales, rewards: Sequence[float]) -> None:
-    """Each rater's rating by true reward, without the noise."""
+    """Each rater's rating against the true reward, without the noise."""
     reach = max(map(abs, rewards)) + 0.25
     grid = torch.linspace(-reach, reach, 121, dtype=torch.float64)
     raters = [replace(rater, noise=0.0) for rater in make_raters(scales)]
@@ -235,7 +246,7 @@ def _draw_scales(axes: Axes, scales: Scales, rewards: Sequence[float]) -> None:
 
 
 def _draw_rankings(axes: Axes, contest: Contest, names: Sequence[str], study: int) -> None:
-    """Rank by ratings, true rank and rank by comparisons, a line for each response."""
+    """Rank by ratings, true rank and rank by comparisons, one line for each response."""
     ranks = [
         rankdata(-contest.scores[RATINGS][study]),
         np.arange(1, len(names) + 1),
@@ -260,7 +271,7 @@ def _draw_rankings(axes: Axes, contest: Contest, names: Sequence[str], study: in
     axes.text(1, 0.3, f"rank, in study {study + 1}", ha="center", fontsize=9)
     axes.set_xlim(-0.25, 2.25)
     axes.set_ylim(bottom, 0.4)
-    axes.set_axis_off()  # ticks would take longer than everything else here
+    axes.set_axis_off()  # drawing ticks would take longer than all of this
 
 
 def _draw_shares(axes: Axes, contest: Contest) -> None:
@@ -298,7 +309,7 @@ def _draw_shares(axes: Axes, contest: Contest) -> None:
 # The widget
 
 
-class RatersAndScales(InteractiveCell):
+class RatersAndScales(Explorer):
     """Sliders for how people use a scale, and the rankings that ratings and comparisons give.
 
     Args:
@@ -306,55 +317,42 @@ class RatersAndScales(InteractiveCell):
         population: the setting to start with, one of `PRESETS`.
 
     Attributes:
-        scales: what the sliders say.
+        scales: the values of the sliders.
         contest: the studies that are shown.
+        sliders: by the names of the fields of `Scales`.
+        population, judgements, study: the other controls.
+        controls: all controls, in a row.
 
     Raises:
-        TypeError, ValueError: no such rewards, or an unknown population.
+        TypeError: rewards that are no dict of numbers.
+        ValueError: rewards that are too few, too many, equal or not finite; an unknown population.
     """
+
+    SIZE = (9.0, 3.4)
 
     def __init__(
         self, rewards: Mapping[str, float] = RESPONSES, population: str = "own scales"
     ) -> None:
         self._rewards = _check_rewards(rewards)
-        if population not in PRESETS:
-            raise ValueError(f"population must be one of {list(PRESETS)}, got {population!r}")
-        self._make_widgets(population)
-        self._compute()
-        first = self._drawing()
-        self.chart, self.line = picture(first), words()
-        super().__init__(ipywidgets.VBox([self.controls, self.chart, self.line]), first)
-        self._speak()
+        check_choice("population", population, PRESETS)
+        self._made_for: tuple[Scales, int] | None = None  # what the contest belongs to
+        self._make_controls(population)
+        super().__init__([self.controls], [self.judgements, self.study])
 
     @property
     def scales(self) -> Scales:
         # A browser sends 0.6000000000000001 back for 0.6.
-        return Scales(**{name: round(slider.value, 6) for name, slider in self.sliders.items()})
+        return Scales(**{name: round(one.value, 6) for name, one in self.sliders.items()})
 
-    def _make_widgets(self, population: str) -> None:
-        style = {"description_width": "initial"}
-        self.population = ipywidgets.Dropdown(
-            options=[*PRESETS, BY_HAND],
-            value=population,
-            description="population",
-            style=style,
-            layout={"width": "22em", "max_width": "98%"},
+    def _make_controls(self, population: str) -> None:
+        self.population = labelled(
+            ipywidgets.Dropdown, "population", options=[*PRESETS, BY_HAND], value=population
         )
-        self.judgements = ipywidgets.SelectionSlider(
-            options=judgement_counts(len(self._rewards)),
-            description="judgements",
-            style=style,
-            layout={"width": "22em", "max_width": "98%"},
+        counts = judgement_counts(len(self._rewards))
+        self.judgements = labelled(
+            ipywidgets.SelectionSlider, "judgements", options=counts, value=counts[1]
         )
-        self.judgements.index = 1
-        self.study = ipywidgets.IntSlider(
-            value=1,
-            min=1,
-            max=STUDIES,
-            description="study shown",
-            style=style,
-            layout={"width": "22em", "max_width": "98%"},
-        )
+        self.study = labelled(ipywidgets.IntSlider, "study shown", value=1, min=1, max=STUDIES)
         limits = {
             "offset": ("mean offset", 0.0, 10.0, 0.5),
             "offset_spread": ("offset spread", 0.0, 5.0, 0.1),
@@ -363,84 +361,63 @@ class RatersAndScales(InteractiveCell):
             "noise": ("noise", 0.0, 4.0, 0.1),
             "rounding": ("rounding", 0.0, 5.0, 0.1),
         }
-        start = PRESETS[population]
+        start = asdict(PRESETS[population])
         self.sliders = {
-            name: ipywidgets.FloatSlider(
-                value=getattr(start, name),
+            name: labelled(
+                ipywidgets.FloatSlider,
+                description,
+                value=start[name],
                 min=low,
                 max=high,
                 step=step,
-                description=description,
                 readout_format=".1f",
-                style=style,
-                layout={"width": "22em", "max_width": "98%"},
             )
             for name, (description, low, high, step) in limits.items()
         }
-        self._is_setting = False  # whether the sliders are being moved by the preset
-        self.population.observe(lambda _: self._take_preset(), "value")
-        for slider in self.sliders.values():
-            slider.observe(lambda _: self._move(), "value")
-        self.judgements.observe(lambda _: self._show(), "value")
-        self.study.observe(lambda _: self._show(compute=False), "value")
-        self.controls = ipywidgets.HBox(
-            [self.population, *self.sliders.values(), self.judgements, self.study],
-            layout=ipywidgets.Layout(flex_flow="row wrap"),
+        self.population.observe(self._take_preset, "value")
+        for one in self.sliders.values():
+            one.observe(self._move, "value")
+        self.controls = in_a_row(
+            [self.population, *self.sliders.values(), self.judgements, self.study]
         )
 
-    def _take_preset(self) -> None:
-        """Moves the sliders to the chosen population, and draws once."""
-        if self._is_setting or self.population.value == BY_HAND:
+    def _take_preset(self, _: object) -> None:
+        """Move the sliders to the chosen population, and draw once."""
+        if self.population.value == BY_HAND:
             return
-        self._is_setting = True
-        try:
-            for field in fields(Scales):
-                value = getattr(PRESETS[self.population.value], field.name)
-                self.sliders[field.name].value = value
-        finally:
-            self._is_setting = False
-        self._show()
+        with self._at_once():
+            for name, value in asdict(PRESETS[self.population.value]).items():
+                self.sliders[name].value = value
 
-    def _move(self) -> None:
-        """After a slider was moved by hand: the population is no longer the preset."""
-        if self._is_setting or self.scales == self._computed_for:
+    def _move(self, _: object) -> None:
+        """React to a reader who moves a slider: the population is no longer the preset."""
+        if self._waits or self.scales == self._made_for[0]:
             return
         self.population.value = BY_HAND
         self._show()
 
-    def _show(self, compute: bool = True) -> None:
-        if compute:
-            self._compute()
-        self.chart.value = self._drawing()
-        self._speak()
-
     def _compute(self) -> None:
-        rewards, self._computed_for = list(self._rewards.values()), self.scales
-        self.contest = run_contest(self.scales, rewards, self.judgements.value)
+        wanted = self.scales, self.judgements.value
+        if wanted != self._made_for:  # another study alone needs no new contest
+            self.contest = run_contest(wanted[0], list(self._rewards.values()), wanted[1])
+            self._made_for = wanted
 
-    def _drawing(self) -> bytes:
+    def _draw(self, figure: Figure) -> None:
         study = self.study.value - 1
-        return png(
-            lambda figure: draw_contest(figure, self.contest, self.scales, self._rewards, study),
-            (9.0, 3.4),
-        )
+        draw_contest(figure, self.contest, self._made_for[0], self._rewards, study)
 
-    def _speak(self) -> None:
-        names, study = list(self._rewards), self.study.value - 1
-        say(self.line, contest_words(self.contest, names, self.judgements.value, study))
+    def _describe(self) -> str:
+        names, judgements = list(self._rewards), self.judgements.value
+        return contest_words(self.contest, names, judgements, self.study.value - 1)
 
 
 def _check_rewards(rewards: Mapping[str, float]) -> dict[str, float]:
     """The rewards by name, best first; a TypeError or ValueError if they cannot be ranked."""
-    if not isinstance(rewards, Mapping):
-        raise TypeError(f"rewards must be a dict such as {RESPONSES}, got {rewards!r}")
+    check_type("rewards", rewards, Mapping, f"a dict such as {RESPONSES}")
     for name, reward in rewards.items():
-        if isinstance(reward, bool) or not isinstance(reward, int | float):
-            raise TypeError(f"the reward of {name!r} must be a number, got {reward!r}")
+        check_number(f"the reward of {name!r}", reward)
     values = list(rewards.values())
     if not 3 <= len(values) <= 7 or len(set(values)) < len(values):
         raise ValueError(f"rewards must be 3 to 7 different numbers, got {values}")
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"rewards must be finite, got {values}")
     order = sorted(rewards.items(), key=lambda pair: -pair[1])
     return {str(name): float(reward) for name, reward in order}

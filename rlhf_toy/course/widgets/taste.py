@@ -1,7 +1,8 @@
 """A taste fitted to a few dozen answers: Bradley–Terry on readable features, with its uncertainty.
 
-A network needs thousands of preferences; a person gives some forty. What can be learned from so few
-is a handful of weights: what a word of praise is worth, a complaint, a "very", one word more.
+A network needs thousands of preferences, but a person gives about forty. So few answers can
+determine only a handful of weights: the worth of a word of praise, a complaint, a "very", one word
+more.
 """
 
 from __future__ import annotations
@@ -20,88 +21,98 @@ from scipy.special import expit
 from torch import Tensor
 
 from rlhf_toy.annotators import Annotator
-from rlhf_toy.envs import WordMDP
-from rlhf_toy.envs.word_mdp import ADJECTIVES, FOLLOWS, INTENSIFIERS, NEGATIONS, TASTE
+from rlhf_toy.checks import check_positive, shown
+from rlhf_toy.envs import WordMDP, WordSpec
 from rlhf_toy.plots import COLOURS, MARKERS
 
 MARGINS = {"left": 0.2, "right": 0.985, "top": 0.87, "bottom": 0.15, "wspace": 0.17}
 PRIOR_SD = 1.0  # logits; the prior's standard deviation of every weight
 Z95 = 1.96  # standard deviations on either side of a 95 % interval
 
-PRAISE = tuple(word for word in ADJECTIVES if TASTE[word] > 0)
-COMPLAINT = tuple(word for word in ADJECTIVES if TASTE[word] < 0)
-NEUTRAL = tuple(word for word in ADJECTIVES if TASTE[word] == 0)  # the prompt decides
-FEATURES = (
-    *("praise", "not + praise", "very + praise"),
-    *("complaint", "not + complaint", "very + complaint"),
-    *NEUTRAL,
-    *("each word", "said twice", "bad grammar"),
-)
+
+def adjective_groups(spec: WordSpec) -> dict[str, tuple[str, ...]]:
+    """The adjectives of praise and of complaint, and the neutral ones, where the prompt decides."""
+    return {
+        "praise": tuple(word for word, worth in spec.adjectives if worth > 0),
+        "complaint": tuple(word for word, worth in spec.adjectives if worth < 0),
+        "neutral": tuple(word for word, worth in spec.adjectives if worth == 0),
+    }
+
+
+def feature_names(world: WordMDP) -> tuple[str, ...]:
+    """The F features that `response_features` counts, named with the words of this world."""
+    spec = world.world_spec
+    negation, intensifier = ("/".join(dict(t)) for t in (spec.negations, spec.intensifiers))
+    return (
+        *("praise", f"{negation} + praise", f"{intensifier} + praise"),
+        *("complaint", f"{negation} + complaint", f"{intensifier} + complaint"),
+        *adjective_groups(spec)["neutral"],
+        *("each word", "said twice", "bad grammar"),
+    )
 
 
 def response_features(world: WordMDP, responses: Tensor) -> np.ndarray:
-    """What `FEATURES` counts in each review; the prompt plays no part.
+    """Count the features of `feature_names` in each review; the prompt plays no part.
 
-    Words of praise and of complaint count as "not + …" where they are turned round, else as such
-    and, where intensified, as "very + …" on top. Neutral adjectives count 1, or −1 turned round.
-    "Each word" is the number of words, "said twice" of repeated adjectives, "bad grammar" of words
-    that may not follow the one before, and of a dangling end.
+    A word of praise or complaint after a negation counts as "not + …". Without a negation it counts
+    as praise or complaint and, if it is intensified, also as "very + …". Neutral adjectives count
+    1, or −1 after a negation. "Each word" is the number of words, "said twice" the number of
+    repeated adjectives, "bad grammar" the number of words that may not follow the word before them,
+    plus 1 if the review may not end where it does.
 
     Args:
-        world: whose words these are.
+        world: the world that the words belong to.
         responses: [B, T] token ids.
 
     Returns:
         [B, F] counts, float64.
     """
     is_word = world.response_mask(responses) & (responses < world.n_words)
-    reviews = zip(responses.tolist(), is_word.sum(1).tolist(), strict=True)
-    counts = [_count([world.words[token] for token in tokens[:n]]) for tokens, n in reviews]
-    return np.array(counts, dtype=float).reshape(-1, len(FEATURES))
+    counts = [
+        _count(world.world_spec, tokens[:n])
+        for tokens, n in zip(responses.tolist(), is_word.sum(1).tolist(), strict=True)
+    ]
+    return np.array(counts, dtype=float)
 
 
-def _count(words: list[str]) -> list[int]:
-    """The features of one review, by the world's own rules of what "not" and "very" apply to."""
-    counts = dict.fromkeys(FEATURES, 0)
-    counts["each word"] = len(words)
-    before, negated, very, said = "start", False, False, set()
-    for word in words:
-        kind = _kind(word)
-        counts["bad grammar"] += kind not in FOLLOWS.get(before, ())
-        if kind == "adjective":
-            counts["said twice"] += word in said
+def _count(spec: WordSpec, tokens: list[int]) -> list[int]:
+    """The features of one review, by the world's own rules for negations and intensifiers."""
+    group_of = {word: name for name, words in adjective_groups(spec).items() for word in words}
+    follows = dict(spec.grammar)
+    plain, negative, intense = ({"praise": 0, "complaint": 0} for _ in range(3))
+    neutral = {word: 0 for word, group in group_of.items() if group == "neutral"}
+    before, negated, intensified, said, twice, slips = "start", False, False, set(), 0, 0
+    for token in tokens:
+        word, kind = spec.words[token], spec.kinds[token]
+        slips += kind not in follows.get(before, ())
+        if kind == "adjectives":
+            twice += word in said
             said.add(word)
-            if word in NEUTRAL:
-                counts[word] += -1 if negated else 1
+            group = group_of[word]
+            if group == "neutral":
+                neutral[word] += -1 if negated else 1
             else:
-                name = "praise" if word in PRAISE else "complaint"
-                counts[f"not + {name}" if negated else name] += 1
-                counts[f"very + {name}"] += very and not negated
-        # Both wait for the next adjective; an adjective or a conjunction uses them up.
-        phrase_over = kind in ("adjective", "conjunction")
-        negated = not phrase_over and (negated or kind == "negation")
-        very = not phrase_over and (very or kind == "intensifier")
+                (negative if negated else plain)[group] += 1
+                intense[group] += intensified and not negated
+        # Both wait for the next adjective; an adjective or a conjunction ends the phrase.
+        phrase_over = kind in ("adjectives", "conjunctions")
+        negated = not phrase_over and (negated or kind == "negations")
+        intensified = not phrase_over and (intensified or kind == "intensifiers")
         before = kind
-    counts["bad grammar"] += bool(words) and "end" not in FOLLOWS.get(before, ())
-    return list(counts.values())
-
-
-def _kind(word: str) -> str:
-    if word in ADJECTIVES:
-        return "adjective"
-    if word in INTENSIFIERS:
-        return "intensifier"
-    return "negation" if word in NEGATIONS else "conjunction"
+    slips += bool(tokens) and "end" not in follows.get(before, ())
+    phrases = [counts[group] for group in plain for counts in (plain, negative, intense)]
+    return [*phrases, *neutral.values(), len(tokens), twice, slips]
 
 
 @dataclass(frozen=True)
 class Taste:
-    """A Gaussian over the weights of the features: what the answers leave open is in it.
+    """A Gaussian over the weights of the features, whose width shows what the answers leave open.
 
     Attributes:
         weights: [F] the most likely weights, in logits.
         covariance: [F, F] of the Laplace approximation.
-        is_asked: bool [F], whether any pair differs in the feature; if not, the prior speaks.
+        is_asked: bool [F], whether any pair differs in the feature; if none does, weight and width
+            are those of the prior.
     """
 
     weights: np.ndarray
@@ -121,27 +132,33 @@ class Taste:
 
 
 def fit_taste(differences: ArrayLike, verdicts: ArrayLike, prior_sd: float = PRIOR_SD) -> Taste:
-    """Bradley–Terry by its features: logistic regression with a Gaussian prior (L7, L9).
+    """Fit Bradley–Terry rewards to features: logistic regression with a Gaussian prior.
 
     Minimises −Σ_k [o_k log σ(w·d_k) + (1 − o_k) log σ(−w·d_k)] + |w|²/(2 prior_sd²) by Newton's
-    method. The inverse of the curvature at the minimum is taken for the covariance (Laplace).
+    method. The covariance is the inverse of the curvature at the minimum (Laplace's approximation).
 
     Args:
-        differences: [N, F] features of the left response less those of the right; N may be 0.
-        verdicts: [N] 1 where the left was preferred, 0 where the right was, 1/2 for a tie, which so
-            counts as half a win each way. Any probability will do.
+        differences: [N, F] features of the left response minus those of the right; N may be 0.
+        verdicts: [N] 1 if the left was preferred, 0 if the right was, 1/2 for a tie, which counts
+            as half a win for each. Any probability is possible.
         prior_sd: standard deviation of a weight before any answer, in logits.
 
     Raises:
-        ValueError: shapes that do not fit, verdicts outside [0, 1], or a prior_sd not above 0.
+        TypeError: `prior_sd` is not a number.
+        ValueError: shapes that do not fit, differences that are not finite, verdicts outside
+            [0, 1], or a prior_sd not above 0.
     """
     d, o = np.asarray(differences, dtype=float), np.asarray(verdicts, dtype=float)
     if d.ndim != 2 or o.shape != d.shape[:1]:
-        raise ValueError(f"expected [N, F] and [N], got {list(d.shape)} and {list(o.shape)}")
+        raise ValueError(
+            "differences must be [N, F] and verdicts [N], got shapes "
+            f"{list(d.shape)} and {list(o.shape)}"
+        )
+    if not np.isfinite(d).all():
+        raise ValueError("differences must be finite numbers, got NaN or infinity")
     if not ((o >= 0) & (o <= 1)).all():
-        raise ValueError("verdicts must be 0, 1/2, 1 or a probability between")
-    if not 0 < prior_sd < np.inf:
-        raise ValueError(f"prior_sd must be finite and above 0, got {prior_sd!r}")
+        raise ValueError(f"verdicts must be probabilities from 0 to 1, got {shown(verdicts)}")
+    check_positive(prior_sd=prior_sd)
     precision = 1 / prior_sd**2
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
@@ -159,23 +176,26 @@ def fit_taste(differences: ArrayLike, verdicts: ArrayLike, prior_sd: float = PRI
 
 
 class Examination:
-    """Which share of a simulated annotator's answers a taste predicts, exactly.
+    """The share of a simulated annotator's answers that a taste predicts, computed exactly.
 
-    Every pair of different reviews of the fluent corpus counts as often as the corpus has it, and
-    both answers to it as often as the annotator gives them; nothing is sampled. A pair to which the
-    taste is indifferent counts half.
+    Every pair of different reviews of the fluent corpus is weighted by its probability in the
+    corpus, and each answer by its probability; nothing is sampled. A pair to which the taste is
+    indifferent counts half.
 
     Args:
-        world: whose corpus it is.
-        annotator: whose answers are to be predicted.
+        world: the world whose corpus the pairs come from.
+        annotator: the simulated annotator.
 
     Attributes:
-        ceiling: the highest share that anybody can reach, for the annotator contradicts itself.
-        annotator_taste: the annotator's own taste in terms of the features, as far as they go.
+        features: the names of the F features.
+        groups: the words of praise and of complaint, see `adjective_groups`.
+        ceiling: the highest share that anyone can reach, because the annotator contradicts itself.
+        annotator_taste: the annotator's own taste, as far as the features can express it.
     """
 
     def __init__(self, world: WordMDP, annotator: Annotator) -> None:
         reviews, chances = world.fluent_reviews  # [N, T], [X, N]
+        self.features, self.groups = feature_names(world), adjective_groups(world.world_spec)
         self._features = response_features(world, reviews)
         n = len(reviews)
         self._wins = np.zeros((n, n))  # how often the row is preferred to the column
@@ -188,7 +208,7 @@ class Examination:
             np.fill_diagonal(seen, 0.0)
             self._wins += seen * p
             ceiling += float((seen * np.maximum(p, 1 - p)).sum())
-        wins = self._wins.sum()  # half of the weight of all pairs: each stands in both orders
+        wins = self._wins.sum()  # half of the weight of all pairs: each is there in both orders
         self.ceiling = ceiling / (2 * wins)
         self._wins /= wins
         self.annotator_taste = self._project()
@@ -200,7 +220,7 @@ class Examination:
         return float(self._wins.sum(where=above) + self._wins.sum(where=~above & ~below) / 2)
 
     def _project(self) -> Taste:
-        """The fit to the annotator's probabilities on the commonest pairs, all prompts together."""
+        """The fit to the annotator's probabilities on the most common pairs of all prompts."""
         seen = self._wins + self._wins.T
         i, j = np.triu_indices(len(seen), 1)
         common = np.argsort(-seen[i, j], kind="stable")[:20_000]
@@ -218,24 +238,24 @@ def draw_taste(
     examination: Examination,
     show_annotator: bool = False,
 ) -> None:
-    """The fitted weights with their intervals, and the share predicted after so many answers.
+    """Draw the fitted weights with their intervals, and the share predicted against answers given.
 
     Args:
         figure: an empty figure.
         taste: the fit.
-        shares: the share of the annotator's answers that was predicted, by the number of answers.
-        examination: knows the ceiling and the annotator's own taste.
-        show_annotator: whether its taste is drawn beside the fit.
+        shares: number of answers → share of the annotator's answers predicted after them.
+        examination: the world's examination, with the ceiling and the annotator's own taste.
+        show_annotator: whether the annotator's taste is drawn beside the fit.
     """
-    # Margins by hand: to work them out takes longer than all the rest of the drawing.
+    # Margins by hand: computing them takes longer than all the rest of the drawing.
     figure.figure.set_layout_engine("none")
     left, right = figure.subplots(1, 2, width_ratios=(1.05, 1), gridspec_kw=MARGINS)
-    _draw_weights(left, taste, examination.annotator_taste if show_annotator else None)
+    _draw_weights(left, taste, examination, show_annotator)
     _draw_shares(right, shares, examination)
 
 
-def _draw_weights(axes: Axes, taste: Taste, annotator: Taste | None) -> None:
-    rows = np.arange(len(FEATURES))
+def _draw_weights(axes: Axes, taste: Taste, examination: Examination, show_annotator: bool) -> None:
+    rows = np.arange(len(examination.features))
     clear = taste.is_asked & (np.abs(taste.weights) > taste.half_widths)
     kinds = (
         ("clear of 0", clear, {"color": COLOURS[0], "fmt": "o"}),
@@ -248,7 +268,8 @@ def _draw_weights(axes: Axes, taste: Taste, annotator: Taste | None) -> None:
             axes.errorbar(
                 taste.weights[chosen], rows[chosen], xerr=widths, capsize=3, label=name, **style
             )
-    if annotator is not None:
+    if show_annotator:
+        annotator = examination.annotator_taste
         known = annotator.is_asked
         axes.plot(
             annotator.weights[known],
@@ -258,16 +279,15 @@ def _draw_weights(axes: Axes, taste: Taste, annotator: Taste | None) -> None:
             label="the annotator",
         )
     axes.axvline(0, color="0.3", linewidth=1)
-    axes.set_yticks(rows, [_label(name) for name in FEATURES])
+    axes.set_yticks(rows, [_label(name, examination.groups) for name in examination.features])
     axes.invert_yaxis()
     axes.set_xlabel("weight in your taste (logits), 95 % interval")
     axes.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.4, 0.99))
 
 
-def _label(feature: str) -> str:
-    """A feature's name, with the words that it is about."""
-    examples = {"praise": PRAISE, "complaint": COMPLAINT}.get(feature)
-    return f"{feature} ({', '.join(examples)})" if examples else feature
+def _label(feature: str, groups: Mapping[str, tuple[str, ...]]) -> str:
+    """A feature's name, with the words that belong to it."""
+    return f"{feature} ({', '.join(groups[feature])})" if groups.get(feature) else feature
 
 
 def _draw_shares(axes: Axes, shares: Mapping[int, float], examination: Examination) -> None:
@@ -295,7 +315,7 @@ def taste_words(taste: Taste, share: float, examination: Examination) -> str:
     """The chart in words."""
     clear, open_, never = [], [], []
     for name, weight, half, asked in zip(
-        FEATURES, taste.weights, taste.half_widths, taste.is_asked, strict=True
+        examination.features, taste.weights, taste.half_widths, taste.is_asked, strict=True
     ):
         if not asked:
             never.append(name)

@@ -1,9 +1,10 @@
-"""Word by word: click a response together, and see what policy, rewards and MDP make of it (L4)."""
+"""Word by word: write a response with buttons, and see what is known about each state."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import ipywidgets
 import numpy as np
@@ -13,14 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_toy.course.widgets.parts import InteractiveCell, picture, png, say, words
+from rlhf_toy.checks import check_count, check_type
+from rlhf_toy.course.widgets.parts import Explorer, button, in_a_row, labelled, say, words
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import n_states
 from rlhf_toy.models import PolicyModel, RewardModel, check_fits
 from rlhf_toy.plots import COLOURS
 
 END = "<end>"
-LIKELIEST = 3  # next words that the line of text names
+LIKELIEST = 3  # how many of the next words the text names
 MARGINS = {"left": 0.075, "right": 0.985, "bottom": 0.16, "top": 0.9, "wspace": 0.22}
 
 # Arithmetic
@@ -32,13 +34,13 @@ class State:
 
     Attributes:
         prompt: index of the prompt.
-        tokens: ids written so far, the end token among them once it stands.
+        tokens: ids written so far, including the end token if it has been written.
         is_over: whether the response is finished.
-        index: the state's number, see `n_states`.
-        logp: log π_ref of the tokens so far; log π_ref(y|x) once it is over.
-        next_logps: [A] log π_ref of every next token; None once it is over.
-        true_rewards: what the response would be worth if it ended after 0, 1, 2 … of its words.
-        learned_rewards: the same by the reward model; None without one.
+        index: the state's index, see `n_states`.
+        logp: log π_ref of the tokens so far; log π_ref(y|x) if it is over.
+        next_logps: [A] log π_ref of every next token; None if it is over.
+        true_rewards: the response's reward if it ended after 0, 1, 2 … of its words.
+        learned_rewards: the same from the reward model; None without one.
     """
 
     prompt: int
@@ -58,15 +60,27 @@ def look_at(
     tokens: tuple[int, ...],
     reward_model: RewardModel | None = None,
 ) -> State:
-    """The state after some tokens.
+    """Return the state after some tokens.
 
     Args:
         world: a deterministic world with an end token.
         reference: π_ref.
         prompt: index of the prompt.
-        tokens: ids so far, at most T; nothing after an end token.
+        tokens: ids so far, at most T; none after an end token.
         reward_model: r_φ, if there is one.
+
+    Raises:
+        TypeError, ValueError: a prompt or token that the world does not have, more than T tokens,
+            or tokens after an end token.
     """
+    check_count("prompt", prompt, 0, world.n_prompts - 1)
+    for i, token in enumerate(tokens):
+        check_count(f"tokens[{i}]", token, 0, world.end_token)
+    if len(tokens) > world.max_length or world.end_token in tokens[:-1]:
+        raise ValueError(
+            f"tokens must be at most {world.max_length}, with none after the end token "
+            f"{world.end_token}, got {tokens}"
+        )
     n_words = len(tokens) - (world.end_token in tokens)
     is_over = n_words < len(tokens) or n_words == world.max_length
     response = torch.full((1, world.max_length), world.pad_token)
@@ -77,7 +91,7 @@ def look_at(
     with torch.inference_mode():
         device = reference.device
         logits = reference(prompts[:1].to(device), response.to(device))
-        logps = logits[0].double().log_softmax(-1).cpu()  # [T, A]; row t is for the state s_t
+        logps = logits[0].double().log_softmax(-1).cpu()  # [T, A]; row t belongs to state s_t
         if reward_model is not None:
             device = reward_model.device
             scores = reward_model(prompts.to(device), beginnings.to(device))
@@ -100,7 +114,7 @@ def _ended_beginnings(world: TextWorld, response: Tensor, n_words: int) -> Tenso
     beginnings = torch.full((n_words + 1, world.max_length), world.pad_token)
     for length, row in enumerate(beginnings):
         row[:length] = response[:length]
-        row[length : length + 1] = world.end_token  # nothing where the response is full
+        row[length : length + 1] = world.end_token  # an empty slice where the response is full
     return beginnings
 
 
@@ -108,12 +122,12 @@ def _ended_beginnings(world: TextWorld, response: Tensor, n_words: int) -> Tenso
 
 
 def token_names(world: TextWorld) -> list[str]:
-    """What the actions are called, in their order."""
+    """Return the names of the actions, in their order."""
     return [*world.words, END]
 
 
 def written_words(world: TextWorld, state: State) -> str:
-    """The response as a text, as the world renders it."""
+    """Write the response as the world renders it."""
     names = token_names(world)
     said = [names[token] for token in state.tokens]
     if not state.is_over:
@@ -122,11 +136,11 @@ def written_words(world: TextWorld, state: State) -> str:
 
 
 def state_words(world: TextWorld, state: State) -> str:
-    """The state as the MDP sees it."""
+    """Describe the state as the MDP sees it."""
     pads = (world.pad_token,) * (world.max_length - len(state.tokens))
     ids = ", ".join(map(str, (*state.tokens, *pads)))
     if state.is_over:
-        where = f"over: state {state.index:,}, where every response ends. No step is left"
+        where = f"over: state {state.index:,}, where every response ends. No steps left"
     else:
         left = world.max_length - len(state.tokens)
         steps = "step" if left == 1 else "steps"
@@ -134,13 +148,13 @@ def state_words(world: TextWorld, state: State) -> str:
             f"state {state.index:,} of 0 … {n_states(world) - 1:,}. Not over, {left} {steps} left"
         )
     return (
-        f"As the MDP sees it: prompt {state.prompt}, tokens ({ids}), {world.pad_token} for a free "
-        f"place; {where}."
+        f"As the MDP sees it: prompt {state.prompt}, tokens ({ids}), where {world.pad_token} is an "
+        f"empty place; {where}."
     )
 
 
 def value_words(world: TextWorld, state: State) -> str:
-    """Rewards and log-probabilities in numbers."""
+    """Describe rewards and log-probabilities in numbers."""
     reward = f"true reward {_signed(state.true_rewards[-1])}"
     if state.learned_rewards is not None:
         reward += f", learned reward {_signed(state.learned_rewards[-1])}"
@@ -168,7 +182,7 @@ def _logp(value: float) -> str:
 
 
 def _probability(logp: float) -> str:
-    """A probability as a percentage, or as one in so many where that would be 0.0 %."""
+    """A probability as a percentage, or as "1 in n" where that would be 0.0 %."""
     if logp < math.log(0.001):
         return f"1 in {math.exp(-logp):,.0f}" if logp > -30 else "next to 0"
     return f"{math.exp(logp):.1%}"
@@ -178,14 +192,14 @@ def _probability(logp: float) -> str:
 
 
 def draw_state(figure: Figure, world: TextWorld, state: State) -> None:
-    """π_ref of every next word, and the rewards of the response's beginnings.
+    """Draw π_ref of every next word, and the rewards of the response's beginnings.
 
     Args:
         figure: an empty figure.
-        world: whose words these are.
-        state: what is drawn.
+        world: the world of the state.
+        state: what to draw.
     """
-    # Margins by hand: to work them out takes longer than all the rest of the drawing.
+    # Fixed margins: the automatic layout takes longer than the rest of the drawing.
     figure.set_layout_engine("none")
     left, right = figure.subplots(1, 2, gridspec_kw=MARGINS)
     _draw_next(left, world, state)
@@ -200,7 +214,7 @@ def _draw_next(axes: Axes, world: TextWorld, state: State) -> None:
         axes.text(0.5, len(names) / 2, text, ha="center", va="center")
     else:
         shares = state.next_logps.exp().tolist()
-        # The end token is no word: it looks otherwise.
+        # The end token is no word, so its bar looks different.
         bars = axes.barh(rows, shares, 0.75, color=COLOURS[0])
         bars[world.end_token].set(facecolor="0.45", hatch="//", edgecolor="w")
         for row, share in zip(rows, shares, strict=True):
@@ -231,7 +245,7 @@ def _draw_rewards(axes: Axes, world: TextWorld, state: State) -> None:
     axes.set_xticks(range(world.max_length + 1), places, fontsize=9)
     axes.set_xlim(-0.4, world.max_length + 0.4)
     low, high = (f(r for _, rewards, *_ in lines for r in rewards) for f in (min, max))
-    # The same height for most responses, so that a new word moves the curve and not the axis.
+    # The same limits for most responses: a new word should move the curve, not the axis.
     axes.set_ylim(min(low - 0.4, -2.5), max(high + 0.9, 2.9))
     axes.set_xlabel("words so far")
     axes.set_ylabel("logits")
@@ -242,25 +256,32 @@ def _draw_rewards(axes: Axes, world: TextWorld, state: State) -> None:
 # The widget
 
 
-class WordByWord(InteractiveCell):
-    """Buttons for the words of a response, and what the course knows about each state on its path.
+class WordByWord(Explorer):
+    """Buttons for the words of a response, and all that is known about the state after each word.
 
-    The words stay when the prompt changes, so that the same response can be read under another.
+    The words stay when the prompt changes, to compare the same response under two prompts.
 
     Args:
-        world: a deterministic world with an end token, such as `WordMDP()`; wrappers are allowed.
+        world: a deterministic world with an end token, such as `WordMDP()`, bare or in wrappers.
         reference: π_ref.
         reward_model: r_φ, if there is one already.
-        prompt: text of the prompt to start with; the world's first by default.
-        start: words that are written already, separated by blanks.
+        prompt: text of the first prompt; the world's first by default.
+        start: words that are already written, separated by spaces.
 
     Attributes:
-        state: what is shown, as a `State`.
+        state: the `State` that is shown.
+        prompt: the menu of prompts.
+        buttons: by the words that they write, `END` for the end token.
+        undo, reset: the buttons that take back one word, or all.
+        written, line, mdp: the response, its numbers and its MDP state as texts.
 
     Raises:
-        TypeError, ValueError: arguments of another kind, a world that slips or has no end token, a
-            model of another world, an unknown prompt or word.
+        TypeError: an argument of the wrong kind.
+        ValueError: a world that slips or has no end token, a model of another world, or an unknown
+            prompt or word.
     """
+
+    SIZE = (9.0, 3.5)
 
     def __init__(
         self,
@@ -270,44 +291,30 @@ class WordByWord(InteractiveCell):
         prompt: str | None = None,
         start: str = "",
     ) -> None:
-        self._world = _check_world(unwrap(world))
-        _check_model("reference", reference, PolicyModel, self._world)
+        world = self._world = _check_world(unwrap(world))
+        check_type("reference", reference, PolicyModel, "a PolicyModel")
+        check_fits(reference, world)
         if reward_model is not None:
-            _check_model("reward_model", reward_model, RewardModel, self._world)
+            check_type("reward_model", reward_model, RewardModel, "a RewardModel")
+            check_fits(reward_model, world)
+        check_type("start", start, str, "words separated by spaces, such as 'not very'")
         self._reference, self._reward_model = reference, reward_model
-        prompt_index = 0 if prompt is None else self._world.prompt_index(prompt)
-        self._tokens = _check_start(self._world, start)
-        self._make_widgets(prompt_index)
-        self.state = self._look()
-        first = self._drawing()
-        self.chart = picture(first)
-        self.written, self.line, self.mdp = words(), words(), words()
-        rows = [self.prompt, self.vocabulary, self.written, self.chart, self.line, self.mdp]
-        super().__init__(ipywidgets.VBox(rows), first)
-        self._speak()
-
-    def _make_widgets(self, prompt: int) -> None:
-        self.prompt = ipywidgets.Dropdown(
-            options=list(self._world.prompts),
-            index=prompt,
-            description="prompt",
-            style={"description_width": "initial"},
-            layout={"width": "16em", "max_width": "98%"},
-        )
-        self.prompt.observe(lambda _: self._show(), "value")
-        self.undo, self.reset = _button("↶ undo"), _button("reset")
-        self.undo.on_click(lambda _: self._write(self._tokens[:-1]))
-        self.reset.on_click(lambda _: self._write(()))
-        self.buttons = {name: _button(name) for name in token_names(self._world)}
-        for token, button in enumerate(self.buttons.values()):
-            button.on_click(lambda _, token=token: self._append(token))
-        row = ipywidgets.Layout(flex_flow="row wrap")
-        # The end disables the words, its own button too: the keyboard's next stop is then undo.
-        buttons = [*self.buttons.values(), self.undo, self.reset]
-        self.vocabulary = ipywidgets.HBox(buttons, layout=row)
+        prompts, index = list(world.prompts), 0 if prompt is None else world.prompt_index(prompt)
+        self._tokens = tuple(t for t in world.encode(start).tolist() if t < world.n_words)
+        self.prompt = labelled(ipywidgets.Dropdown, "prompt", "16em", options=prompts, index=index)
+        self.buttons = {
+            name: button(name, partial(self._append, token), "5.5em")
+            for token, name in enumerate(token_names(world))
+        }
+        self.undo = button("↶ undo", lambda: self._write(self._tokens[:-1]), "5.5em")
+        self.reset = button("reset", lambda: self._write(()), "5.5em")
+        # The end disables all words and its own button; the next tab stop is then undo.
+        self.vocabulary = in_a_row([*self.buttons.values(), self.undo, self.reset])
+        self.written, self.mdp = words(), words()
+        super().__init__([self.prompt, self.vocabulary, self.written], [self.prompt], [self.mdp])
 
     def _append(self, token: int) -> None:
-        # A press may come in late, when its button is disabled already.
+        # A press can still arrive after its button was disabled.
         if not self.state.is_over:
             self._write((*self._tokens, token))
 
@@ -315,61 +322,36 @@ class WordByWord(InteractiveCell):
         self._tokens = tokens
         self._show()
 
-    def _show(self) -> None:
-        """Looks at the state and shows it. A button would swallow an error: it is said instead."""
-        try:
-            self.state = self._look()
-            self.chart.value = self._drawing()
-            self._speak()
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}. Run this cell again, to start afresh."
-            say(self.line, text, wrong=True)
-
-    def _look(self) -> State:
-        return look_at(
+    def _compute(self) -> None:
+        self.state = look_at(
             self._world, self._reference, self.prompt.index, self._tokens, self._reward_model
         )
 
-    def _drawing(self) -> bytes:
-        return png(lambda figure: draw_state(figure, self._world, self.state), (9.0, 3.5))
+    def _draw(self, figure: Figure) -> None:
+        draw_state(figure, self._world, self.state)
+
+    def _describe(self) -> str:
+        return value_words(self._world, self.state)
 
     def _speak(self) -> None:
-        """Sets the texts and the buttons to the state."""
+        """Set texts and buttons to the state."""
+        super()._speak()
         say(self.written, written_words(self._world, self.state))
-        say(self.line, value_words(self._world, self.state))
         say(self.mdp, state_words(self._world, self.state))
-        for button in self.buttons.values():
-            button.disabled = self.state.is_over
+        for one in self.buttons.values():
+            one.disabled = self.state.is_over
         self.undo.disabled = self.reset.disabled = not self._tokens
-
-
-def _button(description: str) -> ipywidgets.Button:
-    return ipywidgets.Button(description=description, layout={"width": "5.5em"})
 
 
 def _check_world(world: TextWorld) -> TextWorld:
     if world.end_token is None:
         raise ValueError(
             f"{type(world).__name__} has no end token, so its responses are not written word by "
-            "word: take WordMDP()"
+            "word: use WordMDP()"
         )
     if not world.is_deterministic:
         raise ValueError(
-            "in a world with stochastic transitions a click would write another word at times: "
-            "take WordMDP(), or slip=0"
+            "in a world with random transitions a click would sometimes write another word: use "
+            "WordMDP(), or slip=0"
         )
     return world
-
-
-def _check_model(name: str, model: object, kind: type, world: TextWorld) -> None:
-    if not isinstance(model, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {model!r}")
-    check_fits(model, world)
-
-
-def _check_start(world: TextWorld, start: str) -> tuple[int, ...]:
-    """The tokens of the words to start with."""
-    if not isinstance(start, str):
-        raise TypeError(f"start must be words as a text, such as 'not very', got {start!r}")
-    response = world.encode(start)
-    return tuple(token for token in response.tolist() if token < world.n_words)

@@ -40,7 +40,7 @@ def notebooks(tmp_path: Path) -> Path:
     return folder
 
 
-def _course(notebooks: Path, output: Path, *options: str) -> int:
+def _course(notebooks: Path, output: Path | str, *options: str) -> int:
     return main(
         [
             "course",
@@ -104,7 +104,7 @@ def test_a_failure_names_notebook_and_cell_and_spares_the_earlier_pages(
     failed = tmp_path / "course-failed"
     assert (failed / "index.html").as_uri() in out
     index = (failed / "index.html").read_text(encoding="utf-8")
-    assert "cell 3 failed" in index and "not run: shown as it was saved" in index
+    assert "cell 3 failed" in index and "not run: shown with its saved outputs" in index
     assert "so far" in (failed / "01_second.html").read_text(encoding="utf-8")
     assert (failed / "02_third.html").is_file()
     # Nothing is saved in the notebooks unless all of them ran.
@@ -124,8 +124,9 @@ def test_a_cell_that_takes_too_long_is_a_failure(tmp_path, capsys):
     assert "cell 1 failed: it took more than 1 s" in capsys.readouterr().err
 
 
-def test_a_time_limit_that_is_none_is_a_usage_error(notebooks, tmp_path):
-    assert _course(notebooks, tmp_path / "course", "--timeout", "0") == 2
+@pytest.mark.parametrize("seconds", ["0", "-1", "99999999999999999999"])
+def test_a_time_limit_that_cannot_work_is_a_usage_error(seconds, notebooks, tmp_path):
+    assert _course(notebooks, tmp_path / "course", "--timeout", seconds) == 2
 
 
 @pytest.mark.parametrize(("bad", "code"), [(0, 1), (5, 0)])
@@ -163,13 +164,47 @@ InteractiveCell(ipywidgets.VBox([slider]), png(lambda figure: figure.add_subplot
     assert "widget-view" not in page
 
 
-def test_a_folder_that_holds_other_things_is_not_replaced(notebooks, tmp_path, capsys):
+def _is_refused(notebooks: Path, output: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs the command, which must refuse before it writes anything; returns the message."""
+    above = notebooks.parent
+    before = {path: path.is_file() and path.read_bytes() for path in above.rglob("*")}
+    assert _course(notebooks, output) == 2
+    assert {path: path.is_file() and path.read_bytes() for path in above.rglob("*")} == before
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("rlhf_toy: error: ") and err.count("\n") == 1
+    return err
+
+
+def test_a_folder_with_other_content_is_not_replaced(notebooks, tmp_path, capsys):
     output = tmp_path / "precious"
     output.mkdir()
     (output / "thesis.txt").write_text("years of work")
-    assert _course(notebooks, output) == 2
-    assert capsys.readouterr().err.startswith("rlhf_toy: error: ")
-    assert [path.name for path in output.iterdir()] == ["thesis.txt"]
+    assert "--output: " in _is_refused(notebooks, str(output), capsys)
+
+
+@pytest.mark.parametrize("output", [".", "/", "", "..", "afile", "afile/sub", "/proc/a", "n" * 300])
+def test_an_output_that_cannot_work_is_refused(output, notebooks, tmp_path, monkeypatch, capsys):
+    working = tmp_path / "working"
+    working.mkdir()
+    monkeypatch.chdir(working)
+    (working / "afile").write_text("mine")
+    assert "--output: " in _is_refused(notebooks, output, capsys)
+
+
+def test_a_notebook_that_cannot_be_saved_in_place_is_refused(notebooks, tmp_path, capsys):
+    last = notebooks / "01_second.ipynb"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: path != last)  # root may write to all files
+        assert _course(notebooks, tmp_path / "course", "--in-place") == 2
+    assert f"--in-place: cannot write to '{last}'" in capsys.readouterr().err
+    assert not (tmp_path / "course").exists()
+
+
+def test_pages_go_where_a_link_points(notebooks, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "pages")
+    assert _course(notebooks, tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pages" / "index.html").is_file()
 
 
 def test_a_folder_without_notebooks_is_a_usage_error(tmp_path, capsys):
@@ -178,11 +213,17 @@ def test_a_folder_without_notebooks_is_a_usage_error(tmp_path, capsys):
     assert not (tmp_path / "course").exists()
 
 
-def test_a_file_that_is_no_notebook_is_a_usage_error(notebooks, tmp_path, capsys):
-    (notebooks / "02_broken.ipynb").write_text("{")
-    assert _course(notebooks, tmp_path / "course") == 2
-    assert "02_broken.ipynb" in capsys.readouterr().err
-    assert not (tmp_path / "course").exists()
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"[]", b"3", b'{"nbformat": 4}', b"\xff\xfe", None], ids=str
+)
+def test_a_file_that_is_not_a_notebook_is_a_usage_error(content, notebooks, tmp_path, capsys):
+    path = notebooks / "02_broken.ipynb"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    message = _is_refused(notebooks, str(tmp_path / "course"), capsys)
+    assert f"{path} is not a notebook that can be read" in message
 
 
 def test_a_notebook_without_heading_has_no_headline():

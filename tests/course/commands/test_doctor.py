@@ -68,21 +68,21 @@ def test_a_sound_environment_passes(notebooks, capsys):
 
 
 @pytest.mark.parametrize(("version", "seen"), [(None, "no scipy"), ("1.0.0", "scipy 1.0.0")])
-def test_a_missing_or_old_dependency_fails_with_what_mends_it(
+def test_a_missing_or_old_dependency_fails_with_a_fix(
     notebooks, monkeypatch, capsys, version, seen
 ):
     _pretend_installed(monkeypatch, "scipy", version)
     assert main(["doctor"]) == 1
     (failure,) = _lines(capsys, "FAIL")
     assert seen in failure
-    assert f'mend it with: {sys.executable} -m pip install "scipy' in failure
+    assert f'fix it with: {sys.executable} -m pip install "scipy' in failure
 
 
 def test_a_dependency_newer_than_the_range_is_only_a_warning(notebooks, monkeypatch, capsys):
     _pretend_installed(monkeypatch, "ipywidgets", "99.0")
     assert main(["doctor"]) == 0
     (warning,) = _lines(capsys, "warn")
-    assert "ipywidgets 99.0" in warning and "mend it with" in warning
+    assert "ipywidgets 99.0" in warning and "fix it with" in warning
 
 
 def test_colab_s_ipywidgets_passes(notebooks, monkeypatch, capsys):
@@ -111,6 +111,15 @@ def test_notebooks_for_another_version_fail(notebooks, capsys):
     (failure,) = _lines(capsys, "FAIL")
     assert "01.ipynb (9.9.9)" in failure and "00.ipynb" not in failure
     assert "rlhf_toy publish --repo https://" in failure
+
+
+def test_notebooks_that_cannot_be_read_fail(notebooks, capsys):
+    (notebooks / "01.ipynb").write_bytes(b"\xff\xfe")
+    (notebooks / "02.ipynb").mkdir()
+    assert main(["doctor"]) == 1
+    (failure,) = _lines(capsys, "FAIL")
+    assert "01.ipynb (cannot be read: " in failure and "02.ipynb (cannot be read: " in failure
+    assert "00.ipynb" not in failure
 
 
 def test_a_folder_without_notebooks_is_only_a_warning(notebooks, capsys):

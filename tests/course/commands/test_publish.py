@@ -134,12 +134,16 @@ def test_a_folder_is_stamped_as_a_file_address(checkout, tmp_path):
         "https://example.org/$(reboot)",
         "https://example.org/{VERSION}",
         "ftp://example.org/a",
+        f"https://github.com/{'o' * 5_000}/course",
+        f"https://github.com/{'o' * 40}/course",
+        "f" * 5_000,
     ],
 )
 def test_an_unusable_address_is_refused_and_nothing_written(checkout, address, capsys):
     before = _digests(checkout)
     assert main(["publish", "--repo", address, "--root", str(checkout)]) == 2
-    assert capsys.readouterr().err.startswith("rlhf_toy: error: ")
+    message = capsys.readouterr().err
+    assert message.startswith("rlhf_toy: error: --repo: ") and len(message) < 500
     assert _digests(checkout) == before
 
 
@@ -173,9 +177,34 @@ def _no_address(checkout: Path) -> None:
     (checkout / "pyproject.toml").write_text(PROJECT.replace("Repository", "Homepage"))
 
 
+def _broken_project(checkout: Path) -> None:
+    (checkout / "pyproject.toml").write_text(f"{PROJECT}[[[")
+
+
+def _no_version(checkout: Path) -> None:
+    (checkout / "pyproject.toml").write_text(PROJECT.replace("version", "motto"))
+
+
+def _project_of_bytes(checkout: Path) -> None:
+    (checkout / "pyproject.toml").write_bytes(PROJECT.encode() + b"# \xff")
+
+
+def _folder_for_a_notebook(checkout: Path) -> None:
+    (checkout / "notebooks" / "02.ipynb").mkdir()
+
+
+def _list_for_a_notebook(checkout: Path) -> None:
+    (checkout / "notebooks" / "02.ipynb").write_text("[]")
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        _broken_project,
+        _no_version,
+        _project_of_bytes,
+        _folder_for_a_notebook,
+        _list_for_a_notebook,
         _drop_setup_tag,
         _second_badge,
         _half_a_notebook,
@@ -189,4 +218,15 @@ def test_a_checkout_that_cannot_be_stamped_is_left_alone(checkout, spoil, capsys
     before = _digests(checkout)
     assert main(["publish", "--repo", FORK, "--root", str(checkout)]) == 2
     assert capsys.readouterr().err.startswith("rlhf_toy: error: ")
+    assert _digests(checkout) == before
+
+
+def test_a_notebook_that_cannot_be_written_is_found_before_any_change(
+    checkout, monkeypatch, capsys
+):
+    last = checkout / "notebooks" / "01_next.ipynb"
+    before = _digests(checkout)
+    monkeypatch.setattr("os.access", lambda path, mode: path != last)
+    assert main(["publish", "--repo", FORK, "--root", str(checkout)]) == 2
+    assert f"--root: cannot write to '{last}'" in capsys.readouterr().err
     assert _digests(checkout) == before

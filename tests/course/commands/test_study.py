@@ -2,9 +2,7 @@
 
 import json
 
-import matplotlib.pyplot as plt
 import pytest
-from matplotlib.figure import Figure
 
 from rlhf_toy.__main__ import main
 from rlhf_toy.course import studies
@@ -16,8 +14,8 @@ class Sums:
 
     __name__ = "sums"
 
-    def __init__(self, fails_at=None):
-        self.asked, self.fails_at = [], fails_at
+    def __init__(self, fails_at=None, version="this version", offset=0.0):
+        self.asked, self.fails_at, self.version, self.offset = [], fails_at, version, offset
 
     def tasks(self):
         return [{"a": a, "seed": seed} for a in (1, 2) for seed in (0, 1)]
@@ -26,48 +24,153 @@ class Sums:
         if len(self.asked) == self.fails_at:
             raise KeyboardInterrupt
         self.asked.append(task)
-        return {"sum": task["a"] + task["seed"]}
+        return {"sum": task["a"] + task["seed"] + self.offset, "seconds": len(self.asked)}
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Runs the command on a study of the test's own, in one process."""
 
-    def command(module):
+    monkeypatch.setattr(studies, "fingerprint", lambda module: module.version)
+
+    def command(module, *options):
         monkeypatch.setattr(studies, "study", lambda name: module)
         monkeypatch.setattr(study, "_run_one", lambda name, task: (task, module.run(task)))
-        return main(["study", studies.NAMES[0], "--jobs", "1", "--output", str(tmp_path / "data")])
+        options = ["--jobs", "1", "--output", str(tmp_path / "data"), *options]
+        return main(["study", NAME, *options])
 
     return command
 
 
+NAME = studies.NAMES[0]
+
+
 def results(tmp_path, name):
-    return json.loads((tmp_path / "data" / f"{name}.json").read_text())["results"]
+    saved = json.loads((tmp_path / "data" / f"{name}.json").read_text())
+    assert (saved["study"], saved["fingerprint"]) == (NAME, "this version")
+    return saved["results"]
 
 
 EXPECTED = [
-    {"a": 1, "seed": 0, "sum": 1},
-    {"a": 1, "seed": 1, "sum": 2},
-    {"a": 2, "seed": 0, "sum": 2},
-    {"a": 2, "seed": 1, "sum": 3},
+    {"a": 1, "seed": 0, "sum": 1.0, "seconds": 1},
+    {"a": 1, "seed": 1, "sum": 2.0, "seconds": 2},
+    {"a": 2, "seed": 0, "sum": 2.0, "seconds": 3},
+    {"a": 2, "seed": 1, "sum": 3.0, "seconds": 4},
 ]
 
 
 def test_all_runs_come_into_one_file_in_their_order(run, tmp_path, capsys):
     assert run(Sums()) == 0
-    assert results(tmp_path, studies.NAMES[0]) == EXPECTED
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [f"{studies.NAMES[0]}.json"]
+    assert results(tmp_path, NAME) == EXPECTED
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [f"{NAME}.json"]
     assert capsys.readouterr().out.startswith("4 runs are in ")
 
 
 def test_a_killed_study_goes_on_with_what_is_still_to_do(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(Sums(fails_at=2))
-    assert len(results(tmp_path, f"{studies.NAMES[0]}.unfinished")) == 2
+    assert len(results(tmp_path, f"{NAME}.unfinished")) == 2
     again = Sums()
     assert run(again) == 0
     assert again.asked == Sums().tasks()[2:]
-    assert results(tmp_path, studies.NAMES[0]) == EXPECTED
+    found = results(tmp_path, NAME)
+    assert [row["sum"] for row in found] == [row["sum"] for row in EXPECTED]
+    assert not (tmp_path / "data" / f"{NAME}.unfinished.json").exists()
+
+
+def test_a_row_without_a_result_is_run_again(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Sums(fails_at=2))
+    path = tmp_path / "data" / f"{NAME}.unfinished.json"
+    saved = json.loads(path.read_text())
+    del saved["results"][0]["sum"], saved["results"][0]["seconds"]
+    path.write_text(json.dumps(saved))
+    again = Sums()
+    assert run(again) == 0
+    tasks = Sums().tasks()
+    assert again.asked == [tasks[0], *tasks[2:]]
+
+
+def stop_after_two(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Sums(fails_at=2))
+    return tmp_path / "data" / f"{NAME}.unfinished.json"
+
+
+def test_results_of_two_versions_are_never_mixed(run, tmp_path, capsys):
+    path = stop_after_two(run, tmp_path)
+    before = path.read_bytes()
+    changed = Sums(version="another version")
+    assert run(changed) == 2
+    message = capsys.readouterr().err
+    assert f"{path} comes from another version of the study" in message
+    assert "Delete the file and run the study again" in message
+    assert changed.asked == [] and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"results": 3}'])
+def test_a_damaged_unfinished_file_is_a_usage_error(run, tmp_path, capsys, content):
+    path = stop_after_two(run, tmp_path)
+    path.write_text(content)
+    module = Sums()
+    assert run(module) == 2
+    assert f"rlhf_toy: error: {path} is damaged" in capsys.readouterr().err
+    assert module.asked == [] and path.read_text() == content
+
+
+def test_a_recheck_runs_one_seed_of_each_condition_and_stamps_what_agrees(run, tmp_path, capsys):
+    assert run(Sums(version="an older version")) == 0
+    now = Sums(offset=0.5)  # a standard deviation: the two seeds of a condition differ by 1
+    assert run(now, "--recheck") == 0
+    assert now.asked == [{"a": 1, "seed": 0}, {"a": 2, "seed": 0}]
+    out = capsys.readouterr().out
+    assert "[1, 0]: 1 standard deviations from the file\n" in out
+    assert "2 of 2 runs agree with" in out
+    assert results(tmp_path, NAME) == EXPECTED
+
+
+@pytest.mark.parametrize("tasks", [None, [{"a": 1, "seed": 0}]])
+def test_a_recheck_that_finds_something_else_changes_nothing(run, tmp_path, capsys, tasks):
+    run(Sums(version="an older version"))
+    path = tmp_path / "data" / f"{NAME}.json"
+    before = path.read_bytes()
+    now = Sums(offset=1.1)
+    if tasks:
+        now.offset, now.tasks = 0.0, lambda: tasks
+    assert run(now, "--recheck") == 1
+    out = capsys.readouterr().out
+    assert ("0 of 2 runs agree" in out) if tasks is None else ("has other runs" in out)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "distance"),
+    [
+        ({}, 0.0),
+        ({"gap": 1.0}, 1.0),
+        ({"gap": -1.0}, 3.0),
+        ({"rl": {"kl": [0.0, 4.0]}}, 1.5),
+        ({"seconds": 99.0}, 0.0),
+        ({"constant": 5 + 1e-12}, 0.0),
+        ({"constant": 6}, float("inf")),
+        ({"rl": {"kl": [0.0]}}, float("inf")),
+        ({"gap": float("nan")}, float("nan")),
+    ],
+)
+def test_a_rerun_s_distance_is_measured_in_standard_deviations(changed, distance):
+    rows = [
+        {"gap": 0.5, "rl": {"kl": [0.0, 1.0]}, "constant": 5, "seconds": 3.0},
+        {"gap": 1.5, "rl": {"kl": [0.0, 5.0]}, "constant": 5, "seconds": 9.0},
+    ]
+    found = study._distance(rows[0], {**rows[0], **changed}, rows)
+    assert found == pytest.approx(distance, nan_ok=True)
+
+
+def test_without_a_file_there_is_nothing_to_recheck(run, tmp_path, capsys):
+    module = Sums()
+    assert run(module, "--recheck") == 2
+    assert "--recheck: there is no file" in capsys.readouterr().err
+    assert module.asked == [] and not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +179,7 @@ def test_a_killed_study_goes_on_with_what_is_still_to_do(run, tmp_path):
 )
 def test_what_cannot_be_used_is_refused(options, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = [option.format(name=studies.NAMES[0]) for option in options]
+    options = [option.format(name=NAME) for option in options]
     try:
         code = main(["study", *options])
     except SystemExit as error:
@@ -86,25 +189,19 @@ def test_what_cannot_be_used_is_refused(options, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_is_no_folder_for_the_data(tmp_path, capsys):
-    path = tmp_path / "data"
-    path.write_text("mine")
-    assert main(["study", studies.NAMES[0], "--output", str(path)]) == 2
-    assert "is no folder" in capsys.readouterr().err
-    assert path.read_text() == "mine"
+@pytest.mark.parametrize("output", ["afile", "afile/sub", "/proc/data", "n" * 300])
+def test_an_output_that_cannot_work_is_refused(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").write_text("mine")
+    assert main(["study", NAME, "--output", output]) == 2
+    assert capsys.readouterr().err.startswith("rlhf_toy: error: --output: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+    assert (tmp_path / "afile").read_text() == "mine"
 
 
-def test_an_unknown_study_is_refused():
-    with pytest.raises(ValueError, match="there are ppo_parts"):
-        studies.load("nothing")
-
-
-@pytest.mark.parametrize("name", studies.NAMES)
-def test_every_study_was_run_as_it_stands_and_can_be_drawn(name):
-    module = studies.study(name)
-    tasks, found = module.tasks(), studies.load(name)
-    assert [{key: row[key] for key in tasks[0]} for row in found] == tasks
-    assert len(json.dumps(tasks)) > 0
-    drawn = module.figure(found)
-    assert isinstance(drawn, Figure)
-    plt.close(drawn)
+def test_a_data_file_that_is_a_folder_is_refused(run, tmp_path, capsys):
+    (tmp_path / "data" / f"{NAME}.json").mkdir(parents=True)
+    module = Sums()
+    assert run(module) == 2
+    assert "it is a directory" in capsys.readouterr().err
+    assert module.asked == []

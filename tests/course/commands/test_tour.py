@@ -1,6 +1,7 @@
 """The tour: its table, its files, and what it refuses. On a smaller world, to be quick."""
 
 import json
+import os
 from functools import partial
 
 import pytest
@@ -29,7 +30,7 @@ def toured(tmp_path_factory):
 
 def test_the_json_has_what_it_promises(toured):
     result, _ = toured
-    assert (result["beta"], result["seed"]) == (0.5, 3)
+    assert (result["world"], result["beta"], result["seed"]) == ("reviews", 0.5, 3)
     assert [row["name"] for row in result["policies"]] == NAMES
     for row in result["policies"]:
         assert {"reward", "learned_reward", "kl", "objective", "gap", "seconds"} <= set(row)
@@ -54,6 +55,21 @@ def test_the_policies_stand_in_the_order_that_the_theory_asks_for(toured):
     assert rows["reference"]["learned_reward"] == pytest.approx(rows["reference"]["reward"])
 
 
+def test_another_world_runs_through_the_tour(tmp_path, monkeypatch, capsys):
+    short = partial(rlhf_toy.envs.WordMDP, max_length=1)
+    monkeypatch.setattr(rlhf_toy.envs, "WordMDP", short)
+    # Two of the four trainings are left out to save time.
+    monkeypatch.setattr("rlhf_toy.ppo.train_ppo", lambda world, start, *_, **__: (start, None))
+    options = ["--quick", "--preferences", "500", "--device", "cpu", "--world", "dishes"]
+    assert main(["tour", *options, "--json", str(tmp_path / "tour.json")]) == 0
+    rows = {
+        row["name"]: row for row in json.loads((tmp_path / "tour.json").read_text())["policies"]
+    }
+    assert list(rows["gibbs"]["samples"]) == ["curry", "salad"]
+    assert 0 < rows["dpo"]["gap"] < rows["reference"]["gap"] == 1
+    assert "word world dishes" in capsys.readouterr().out
+
+
 def test_the_figure_is_a_picture(toured):
     assert toured[1].startswith(b"\x89PNG")
 
@@ -67,9 +83,14 @@ def test_the_figure_is_a_picture(toured):
         ["--seed", "-1"],
         ["--preferences", "3"],
         ["--device", "nowhere"],
+        ["--world", "nowhere"],
         ["--figure", "{folder}/figure.exe"],
         ["--figure", "{folder}/missing/figure.png"],
         ["--json", "{folder}"],
+        ["--json", "/dev/null"],
+        ["--json", "/dev/stdout"],
+        ["--figure", "/dev/stdout.png/a.png"],
+        ["--json", "{folder}/../{name}/a.png", "--figure", "{folder}/a.png"],
     ],
 )
 def test_an_option_that_cannot_be_used_is_refused_before_anything_is_done(
@@ -78,7 +99,22 @@ def test_an_option_that_cannot_be_used_is_refused_before_anything_is_done(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rlhf_toy.sft.train_reference", lambda *a, **k: pytest.fail("it trained"))
     files = [] if "--json" in arguments else ["--json", str(tmp_path / "tour.json")]
-    code = main(["tour", *(a.format(folder=tmp_path) for a in arguments), *files])
+    code = main(
+        ["tour", *(a.format(folder=tmp_path, name=tmp_path.name) for a in arguments), *files]
+    )
     assert code == 2
     assert "rlhf_toy: error: --" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_nodes_and_links_are_refused_or_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rlhf_toy.sft.train_reference", lambda *a, **k: pytest.fail("it trained"))
+    fifo, one, two = tmp_path / "fifo", tmp_path / "one.json", tmp_path / "two.png"
+    os.mkfifo(fifo)
+    assert main(["tour", "--json", str(fifo)]) == 2
+    assert "--json: cannot write to" in capsys.readouterr().err
+    two.write_text("old")
+    one.symlink_to(two)
+    assert main(["tour", "--json", str(one), "--figure", str(two)]) == 2
+    assert f"must be two files, both are {two}" in capsys.readouterr().err
+    assert fifo.is_fifo() and one.is_symlink() and two.read_text() == "old"

@@ -20,12 +20,12 @@ def test_objective_and_gradient_are_those_of_the_formula(advantage, cliprange):
 @pytest.mark.parametrize(
     "ratio, advantage, said",
     [
-        (1.4, 1.0, "likelier enough"),
-        (0.6, -1.0, "rarer enough"),
-        (0.6, 1.0, "outside the band: the token is pushed to become likelier"),
-        (1.4, -1.0, "outside the band: the token is pushed to become rarer"),
-        (1.1, 1.0, "not active: the token is pushed to become likelier"),
-        (1.1, 0.0, "asks for nothing"),
+        (1.4, 1.0, "has risen enough and gets no push"),
+        (0.6, -1.0, "has fallen enough"),
+        (0.6, 1.0, "outside the band: the probability is pushed up"),
+        (1.4, -1.0, "outside the band: the probability is pushed down"),
+        (1.1, 1.0, "not active: the probability is pushed up"),
+        (1.1, 0.0, "no push"),
     ],
 )
 def test_the_words_say_whether_the_clip_is_active(ratio, advantage, said):
@@ -35,12 +35,18 @@ def test_the_words_say_whether_the_clip_is_active(ratio, advantage, said):
 @pytest.mark.parametrize("name, value", [("advantage", -1.0), ("cliprange", 0.4), ("ratio", 0.5)])
 def test_each_slider_draws_again_and_says_so(name, value, capsys):
     cell = ClipExplorer()
-    before, said = cell.picture.value, cell.line.value
+    before, said = cell.chart.value, cell.line.value
     getattr(cell, name).value = value
-    assert cell.picture.value != before and cell.line.value != said
+    assert cell.chart.value != before and cell.line.value != said
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_number_outside_its_slider_is_refused():
-    with pytest.raises(ValueError, match=r"cliprange must be between 0\.05 and 0\.5, got 0\.9"):
+def test_bad_arguments_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"cliprange .* at least 0\.05 and at most 0\.5, got 0\.9"):
         ClipExplorer(cliprange=0.9)
+    with pytest.raises(TypeError, match="ratio must be a number, got 'high'"):
+        ClipExplorer(ratio="high")
+    with pytest.raises(ValueError, match="ratios must be above 0"):
+        objective_and_gradient(torch.tensor([1.0, 0.0]), 1.0, 0.2)
+    with pytest.raises(TypeError, match="ratios must be a tensor"):
+        objective_and_gradient([1.0], 1.0, 0.2)

@@ -20,8 +20,8 @@ def test_the_pushes_are_beta_times_the_weight(chosen, rejected, beta):
 @pytest.mark.parametrize(
     "chosen, rejected, said",
     [
-        (-1, -3, "Both have become rarer"),
-        (1, 2, "contradicts the annotator"),
+        (-1, -3, "gives both less often than the reference"),
+        (1, 2, "disagrees with the annotator"),
         (2, 2, "the loss is log 2"),
         (2, -2, "agrees with the annotator"),
     ],
@@ -33,12 +33,16 @@ def test_the_words_say_what_the_numbers_mean(chosen, rejected, said):
 @pytest.mark.parametrize("name, value", [("chosen", 4.0), ("rejected", 5.0), ("beta", 2.0)])
 def test_each_slider_draws_again_and_says_so(name, value, capsys):
     cell = DPOGradient()
-    before, said = cell.picture.value, cell.line.value
+    before, said = cell.chart.value, cell.line.value
     getattr(cell, name).value = value
-    assert cell.picture.value != before and cell.line.value != said
+    assert cell.chart.value != before and cell.line.value != said
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_number_outside_its_slider_is_refused():
-    with pytest.raises(ValueError, match=r"beta must be between 0\.05 and 2\.0, got 0"):
+def test_bad_arguments_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"beta .* at least 0\.05 and at most 2, got 0"):
         DPOGradient(beta=0)
+    with pytest.raises(TypeError, match="chosen must be a number, got None"):
+        DPOGradient(chosen=None)
+    with pytest.raises(ValueError, match="rejected_ratio must be a finite number"):
+        push(0.0, math.inf, 0.5)

@@ -29,7 +29,7 @@ from rlhf_toy.course.widgets.raters import (
 REWARDS = list(RESPONSES.values())
 
 
-# The people
+# The raters
 
 
 def test_the_population_has_the_spread_that_was_asked_for():
@@ -68,15 +68,15 @@ def test_without_noise_and_on_one_fine_scale_both_are_always_right():
     assert contest.scores[COMPARISONS][0] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0])
 
 
-def test_where_nobody_can_tell_ties_count_half():
-    # A grid of 10 points rounds all ratings to the same number; comparisons do not mind.
+def test_where_ratings_cannot_tell_ties_count_half():
+    # A grid of 10 points rounds all ratings to the same number; comparisons are unaffected.
     contest = run_contest(Scales(2, 0, 0.1, 0, 0, 10), REWARDS, 30)
     assert (contest.pairs_right[RATINGS] == 0.5).all()
     assert not contest.order_right[RATINGS].any()
     assert contest.order_right[COMPARISONS].all()
 
 
-def test_comparisons_know_nothing_of_offset_gain_and_rounding():
+def test_comparisons_do_not_depend_on_offset_gain_and_rounding():
     one, other = (run_contest(s, REWARDS, 60) for s in (Scales(), Scales(9, 4, 3, 0.1, 0.7, 5)))
     assert (one.scores[COMPARISONS] == other.scores[COMPARISONS]).all()
     assert (one.scores[RATINGS] != other.scores[RATINGS]).any()
@@ -95,7 +95,7 @@ def test_wins_and_ratings_are_as_frequent_as_the_formulas_say():
     assert (ratings[:, 0] > ratings[:, 1]).mean() == pytest.approx(right, abs=0.02)
 
 
-def test_the_presets_are_won_by_whom_the_notebook_says():
+def test_the_presets_are_won_by_the_method_that_the_notebook_names():
     for name, sign in (("own scales", 1), ("one scale, careful", -1)):
         contest = run_contest(PRESETS[name], REWARDS, 60)
         difference = contest.pairs_right[COMPARISONS] - contest.pairs_right[RATINGS]
@@ -103,7 +103,7 @@ def test_the_presets_are_won_by_whom_the_notebook_says():
         assert 0 < low < high
 
 
-def test_the_same_chance_each_time_and_the_global_one_is_left_alone():
+def test_the_contest_is_reproducible_and_leaves_global_random_states_alone():
     state = torch.get_rng_state()
     np_state = np.random.get_state()[1].copy()
     one, other = (run_contest(Scales(), REWARDS, 30) for _ in range(2))
@@ -156,17 +156,17 @@ def test_the_words_have_the_numbers_of_the_contest():
         assert 0 <= share <= 100
 
 
-def test_nobody_ahead_is_said():
+def test_it_is_said_when_neither_is_ahead():
     cell = RatersAndScales()
     cell.population.value = "one scale, very noisy"
-    said = {"nobody is ahead" in cell.line.value}
+    said = {"neither is ahead" in cell.line.value}
     for judgements in cell.judgements.options:
         cell.judgements.value = judgements
-        said.add("nobody is ahead" in cell.line.value)
+        said.add("neither is ahead" in cell.line.value)
         _, low, high = mean_interval(
             cell.contest.pairs_right[COMPARISONS] - cell.contest.pairs_right[RATINGS]
         )
-        assert ("nobody is ahead" in cell.line.value) == (low <= 0 <= high)
+        assert ("neither is ahead" in cell.line.value) == (low <= 0 <= high)
     assert said == {True, False}
 
 
@@ -192,7 +192,7 @@ def test_what_a_browser_sends_back_is_no_move_by_hand():
     assert cell.scales == PRESETS["own scales"]
 
 
-def test_every_preset_stands_on_the_steps_of_its_sliders():
+def test_every_preset_is_on_the_steps_of_its_sliders():
     cell = RatersAndScales()
     for name in PRESETS:
         cell.population.value = name
@@ -240,9 +240,18 @@ def test_every_control_has_a_description():
         ({"rewards": {"a": 1, "b": 2}}, ValueError, "3 to 7 different"),
         ({"rewards": {"a": 1, "b": 1, "c": 2}}, ValueError, "3 to 7 different"),
         ({"rewards": {"a": 1, "b": float("inf"), "c": 2}}, ValueError, "finite"),
-        ({"population": "nobody"}, ValueError, "must be one of"),
+        ({"population": "nobody"}, ValueError, "population must be one of"),
     ],
 )
 def test_bad_arguments_are_refused_in_words(given, error, message):
     with pytest.raises(error, match=message):
         RatersAndScales(**given)
+
+
+def test_a_contest_needs_scales_and_judgements_that_can_be_shared():
+    with pytest.raises(TypeError, match="scales must be a Scales"):
+        run_contest("own scales", REWARDS, 30)
+    with pytest.raises(ValueError, match=r"judgements must be one of \[30, 60, 120, 240\], got 31"):
+        run_contest(Scales(), REWARDS, 31)
+    with pytest.raises(ValueError, match="n must be at least 2, got 1"):
+        judgement_counts(1)

@@ -1,10 +1,11 @@
 """Who said what: exact advantages of typed words, a policy's beside them, and refusals in words."""
 
+import gymnasium as gym
 import pytest
 import torch
 
 from rlhf_toy.course.widgets.who_said_what import WhoSaidWhat, states_before
-from rlhf_toy.envs import SlipperyWordMDP, WordMDP
+from rlhf_toy.envs import PromptBandit, SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import gibbs_policy, response_logps, response_rewards
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.training import make_generator
@@ -46,9 +47,9 @@ def test_another_prompt_and_other_words_draw_again(cell, capsys):
         lambda: setattr(cell.prompt, "index", 3),
         lambda: setattr(cell.text, "value", "good"),
     ):
-        before, said = cell.picture.value, cell.line.value
+        before, said = cell.chart.value, cell.line.value
         change()
-        assert cell.picture.value != before and cell.line.value != said
+        assert cell.chart.value != before and cell.line.value != said
     assert capsys.readouterr() == ("", "")
 
 
@@ -56,24 +57,31 @@ def test_another_prompt_and_other_words_draw_again(cell, capsys):
     "text, said", [("good soup", "unknown word"), ("good good good good", "4 words")]
 )
 def test_what_is_no_response_is_refused_in_words(cell, text, said):
-    before, credit = cell.picture.value, cell.credit
+    before, credit = cell.chart.value, cell.credit
     cell.text.value = text
     assert "Not possible" in cell.line.value and said in cell.line.value
-    assert cell.picture.value == before and torch.equal(cell.credit, credit)
+    assert cell.chart.value == before and torch.equal(cell.credit, credit)
     cell.text.value = "good"
     assert "Not possible" not in cell.line.value
+
+
+def test_a_wrapped_world_will_do(cell):
+    wrapped = gym.make("rlhf_toy/WordMDP-v0", max_length=3)
+    assert WhoSaidWhat(wrapped, REFERENCE, POLICY, 0.5).line.value == cell.line.value
 
 
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"world": "words"}, TypeError, "must be a WordMDP"),
+        ({"world": "words"}, TypeError, "worlds"),
+        ({"world": PromptBandit()}, TypeError, "world must be a WordMDP"),
         ({"policy": None}, TypeError, "policy must be a PolicyModel"),
         ({"world": WordMDP(max_length=2)}, ValueError, None),
         ({"world": SlipperyWordMDP(0.2, max_length=3)}, (TypeError, ValueError), None),
-        ({"beta": 0.0}, ValueError, "beta must be"),
+        ({"beta": 0.0}, ValueError, "beta must be a finite number above 0"),
         ({"prompt": "opera"}, ValueError, "opera"),
         ({"text": "soup"}, ValueError, "soup"),
+        ({"text": 3}, TypeError, "text must be words"),
     ],
 )
 def test_bad_arguments_are_refused(change, error, message):

@@ -227,7 +227,7 @@ def test_bad_arguments_are_refused_in_words(world, policy, reward_model):
 
 
 def test_a_slippery_world_without_a_slip_will_do(policy):
-    assert isinstance(WordByWord(SlipperyWordMDP(0.0, 3), policy), WordByWord)
+    assert isinstance(WordByWord(SlipperyWordMDP(0.0, max_length=3), policy), WordByWord)
 
 
 def test_a_policy_of_the_size_of_the_notebooks():
@@ -236,3 +236,18 @@ def test_a_policy_of_the_size_of_the_notebooks():
     for word in ("very", "loud", "but", "dull", "<end>"):
         cell.buttons[word].click()
     assert "film: very loud but dull &lt;end&gt;" in cell.written.value
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "error", "message"),
+    [
+        (6, (), ValueError, "prompt must be an integer from 0 to 5, got 6"),
+        (0, (1, 11), ValueError, r"tokens\[1\] must be"),
+        (0, ("good",), TypeError, r"tokens\[0\] must be an integer"),
+        (0, (1, 1, 1, 1), ValueError, "at most 3"),
+        (0, (10, 1), ValueError, "none after the end token 10"),
+    ],
+)
+def test_a_state_that_the_world_does_not_have(world, policy, prompt, tokens, error, message):
+    with pytest.raises(error, match=message):
+        look_at(world, policy, prompt, tokens)

@@ -1,0 +1,53 @@
+"""What the studies share: one world, one reference a seed, settings without hidden defaults."""
+
+import ast
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_toy.course.studies import parts
+from rlhf_toy.envs import WordMDP
+from rlhf_toy.sft import train_reference
+
+SETTINGS = ("REFERENCE", "REWARD_MODEL", "PPO", "DPO")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_all_settings_are_stated(name):
+    source = ast.parse(Path(parts.__file__).read_text(encoding="utf-8"))
+    (call,) = (
+        node.value
+        for node in source.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == name
+    )
+    stated = {keyword.arg for keyword in call.keywords}
+    assert stated == {field.name for field in fields(getattr(parts, name))}
+
+
+def test_the_reference_is_the_seed_s_and_trained_once(monkeypatch):
+    short = replace(parts.REFERENCE, steps=2, corpus_size=100)
+    monkeypatch.setattr(parts, "REFERENCE", short)
+    parts.reference.cache_clear()
+    try:
+        expected, _ = train_reference(parts.word_world(), short, 3, device="cpu")
+        found = parts.reference(3)
+        for name, weight in expected.state_dict().items():
+            assert torch.equal(found.state_dict()[name], weight), name
+        assert parts.reference(3) is found
+        assert parts.reference(4) is not found
+    finally:
+        parts.reference.cache_clear()
+
+
+def test_the_fingerprint_covers_world_and_reference(monkeypatch):
+    fingerprint = parts.fingerprint.__wrapped__
+    before = fingerprint()
+    assert before == fingerprint()
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "REFERENCE", replace(parts.REFERENCE, steps=201))
+        assert fingerprint() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "word_world", lambda: WordMDP(max_length=2))
+        assert fingerprint() != before
