@@ -152,6 +152,7 @@ def fork(work, folder: Path) -> int:
         return pid
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         log = os.open(folder / "log.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         for stream in (1, 2):
@@ -324,6 +325,7 @@ def main() -> int:
             print(f"  - {mutant.before}\n  + {mutant.after}")
         return 0
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and so clean up
     rows: list[dict] = []
 
     def report(mutant: Mutant, result: dict) -> None:
@@ -349,7 +351,10 @@ def main() -> int:
             importlib.import_module(name)
         gc.freeze()
         pid = fork(Baseline(folders[0], list(sources)).run, folders[0])
-        _, status = os.waitpid(pid, 0)
+        try:
+            _, status = os.waitpid(pid, 0)
+        finally:
+            end_group(pid)
         if status:
             raise SystemExit((folders[0] / "log.txt").read_text())
         baseline = json.loads((folders[0] / "result.json").read_text())
