@@ -359,7 +359,7 @@ def main() -> int:
             raise SystemExit((folders[0] / "log.txt").read_text())
         baseline = json.loads((folders[0] / "result.json").read_text())
         for folder in folders[1:]:
-            shutil.copytree(folders[0], folder)
+            shutil.copytree(folders[0], folder, ignore=shutil.ignore_patterns(".tmp"))
         seconds, failed = baseline["seconds"], baseline["failed"]
         slow = [test for test in seconds if seconds[test] > SLOW]
         print(f"{len(seconds)} tests in {sum(seconds.values()):.0f} s of CPU time")
