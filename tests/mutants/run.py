@@ -363,8 +363,8 @@ def main() -> int:
         seconds, failed = baseline["seconds"], baseline["failed"]
         slow = [test for test in seconds if seconds[test] > SLOW]
         print(f"{len(seconds)} tests in {sum(seconds.values()):.0f} s of CPU time")
-        print(f"left out, as too slow: {', '.join(slow) or 'none'}")
-        print(f"left out, as they fail without any mutant: {', '.join(failed) or 'none'}")
+        print("left out, as too slow:", *slow or ["none"], sep="\n  ")
+        print("left out, as they fail without any mutant:", *failed or ["none"], sep="\n  ")
         for test in {*slow, *failed}:
             seconds.pop(test, None)
         print(f"{time.monotonic() - begin:.0f} s until the first mutant", flush=True)
