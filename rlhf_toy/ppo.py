@@ -51,7 +51,7 @@ class PPOSettings:
     """Settings of PPO, under the field's names."""
 
     beta: float = 0.5  # KL weight
-    iterations: int = 360
+    iterations: int = 380
     batch_size: int = 1024  # responses sampled per iteration
     num_ppo_epochs: int = 1
     num_mini_batches: int = 4
@@ -101,9 +101,7 @@ class PPOState(State):
     ) -> PPOState:
         """Return the state before the first iteration."""
         parameters = [*policy.parameters(), *critic.parameters()]
-        optimizer = torch.optim.Adam(
-            parameters, lr=settings.learning_rate, betas=(0.9, 0.99), eps=1e-5, fused=True
-        )
+        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, eps=1e-5, fused=True)
         return cls(generator, 0, policy, critic, optimizer)
 
 
