@@ -57,7 +57,8 @@ lint: $(VENV)/stamp
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 
-# Up to an hour on two cores. See tests/mutants/run.py; ARGS="--survivors" runs what survived again.
+# Mutation testing: up to an hour on two cores. tests/mutants/run.py says how, and why neither mutmut
+# nor cosmic-ray does it. ARGS="--survivors" runs only those again that survived last time.
 mutants: $(VENV)/stamp
 	$(VENV)/bin/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
 

@@ -27,21 +27,21 @@ class PPOSettings:
     """Settings of PPO, under the field's names."""
 
     beta: float = 0.5  # KL weight
-    iterations: int = 200
+    iterations: int = 380
     batch_size: int = 1024  # responses sampled per iteration
     num_ppo_epochs: int = 1
-    num_mini_batches: int = 8
+    num_mini_batches: int = 4
     learning_rate: float = 1e-3  # falls linearly to 0
     vf_coef: float = 0.5
     cliprange: float = 0.2
     cliprange_value: float | None = None
     gamma: float = 1.0
-    lam: float = 0.95
+    lam: float = 1.0
     max_grad_norm: float = 1.0
     use_critic: bool = True  # without one V is 0, and advantages are rewards-to-go if lam is 1
     whiten_advantages: bool = True
     aggregate: str = "token"  # what the policy loss averages over, see `aggregate_loss`
-    measure_every: int = 25  # iterations between two exact measurements
+    measure_every: int = 60  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
         share = {"low": 0, "high": 1}

@@ -207,9 +207,7 @@ def generator(name: str, good: torch.Generator) -> Iterator[Bad]:
 
 def world(name: str, good: envs.TextWorld) -> Iterator[Bad]:
     for value in (None, "WordMDP", gym.make("FrozenLake-v1"), envs.WordMDP):
-        yield Bad(
-            value, TypeError, "world must be one of the rlhf_toy worlds, such as WordMDP(), got"
-        )
+        yield Bad(value, TypeError, "one of the rlhf_toy…worlds, such as WordMDP(), got")
 
 
 def toy_text(name: str, good: gym.Env) -> Iterator[Bad]:
@@ -604,7 +602,7 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
             "grammar_cost": (1.0, not_negative),
             "contrast_cost": (1.0, not_negative),
             "silence_cost": (1.0, not_negative),
-            "two_phrases": (0.5, required(number("at least 0 and below 1", -0.1, 1.0))),
+            "two_phrases": (0.5, unit),
             "intensified": (0.5, unit),
             "negated": (0.5, unit),
             "max_length": (3, count),
@@ -982,7 +980,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             f"world {w!r}",
             lambda w=w: preferences.PreferenceDataset.load("/", w),
             TypeError,
-            "world must be one of the rlhf_toy worlds",
+            "one of the rlhf_toy…worlds",
         )
         for w in (None, "WordMDP")
     ),
@@ -1066,7 +1064,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             words,
         )
         for tables, error, words in (
-            ({"world": None}, TypeError, "world must be one of the rlhf_toy worlds…got None"),
+            ({"world": None}, TypeError, "one of the rlhf_toy…worlds…got None"),
             ({"logits": None}, TypeError, "logits must be a tensor, got None"),
             ({"logits": torch.zeros(2, 10)}, ValueError, "with A = 11 and X = 6, got [2, 10]"),
             ({"logits": torch.full((2, 11), -math.inf)}, ValueError, "logits must be finite"),
@@ -1086,7 +1084,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             words,
         )
         for p, error, words in (
-            (3.5, TypeError, "float"),
+            (3.5, TypeError, "path, got 3.5"),
             ("/", ValueError, "/"),
             ("/nowhere/at/all", ValueError, "/nowhere/at"),
             ("/dev/null", ValueError, "/dev/null"),
@@ -1178,7 +1176,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         )
         for p, error, words in (
             (None, TypeError, "None"),
-            (3.5, TypeError, "float"),
+            (3.5, TypeError, "path, got 3.5"),
             ("/nowhere/at/all", ValueError, "/nowhere/at"),
         )
     ),
@@ -1221,7 +1219,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         for r, error, words in (
             (None, TypeError, "got None"),
             (torch.tensor([0, 1]), ValueError, "must be a row of 3 tokens, got a tensor [2]"),
-            (torch.tensor([[0, 1, 2]]), ValueError, "one response at a time, got a tensor [1, 3]"),
+            (torch.tensor([[0, 1, 2]]), ValueError, "got a tensor [1, 3]"),
             (torch.tensor([-1, -1, -1]), ValueError, "ids from 0 to 11, got ids from -1 to -1"),
         )
     ),
@@ -1233,7 +1231,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             (torch.tensor([[0, 1]]), ValueError, "must be a row of 3 tokens, got a tensor [1, 2]"),
             (torch.tensor([[0, 1, 99]]), ValueError, "ids from 0 to 11, got ids from 0 to 99"),
             (torch.tensor([[0.0, 1, 2]]), ValueError, "must be a nonempty int64 tensor"),
-            (torch.tensor([[11, 1, 2]]), ValueError, "must not have the pad token 11"),
+            (torch.tensor([[11, 1, 2]]), ValueError, "pad token 11"),
         )
     ),
     *(
@@ -1295,15 +1293,25 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
                 "adjectives['good'] must be a number, got '1'",
             ),
             ("adjectives", {"good": math.nan}, ValueError, "must be a finite number, got nan"),
-            ("adjectives", {"so so": 1}, ValueError, "must not contain blanks, got 'so so'"),
+            ("adjectives", {"so so": 1}, ValueError, "must not contain blanks, got ('so so'"),
             ("adjectives", {"very": 1}, ValueError, "'very' is empty or given twice"),
             ("intensifiers", {"very": 0}, ValueError, "must be a finite number above 0, got 0"),
             ("negations", {"not": 1}, ValueError, "must be a finite number below 0, got 1"),
-            ("conjunctions", {"and": 0.5}, ValueError, "must be 1 or -1, got 0.5"),
-            ("prompt_taste", {"opera": {}}, ValueError, "prompt_taste has an unknown 'opera'"),
-            ("prompt_taste", {"film": {"nice": 1}}, ValueError, "has an unknown 'nice'"),
+            ("conjunctions", {"and": 2}, ValueError, "conjunctions['and'] must be"),
+            (
+                "prompt_taste",
+                {"opera": {}},
+                ValueError,
+                "of prompt_taste must be one of 'film'…got 'opera'",
+            ),
+            ("prompt_taste", {"film": {"nice": 1}}, ValueError, "must be one of 'good'…got 'nice'"),
             ("corpus_weights", {"good": 0}, ValueError, "must be a finite number above 0, got 0"),
-            ("grammar", {"start": ("end", "verb")}, ValueError, "has an unknown 'verb'"),
+            (
+                "grammar",
+                {"start": ("end", "verb")},
+                ValueError,
+                "must be one of 'adjectives'…got 'verb'",
+            ),
             ("grammar", {"start": ("adjectives",)}, ValueError, "must lead from 'start' to 'end'"),
         )
     ),
@@ -1312,8 +1320,8 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         for name, v, error, words in (
             ("prompts", "a", TypeError, "prompts must be a tuple or list of texts, got 'a'"),
             ("responses", (), ValueError, "responses must hold at least one text"),
-            ("taste", ((1,),), ValueError, "taste must have a row for each of 1 prompts"),
-            ("taste", None, ValueError, "with a number for each of 2 responses, got None"),
+            ("taste", ((1,),), ValueError, "taste must have 1 rows…got ((1,),)"),
+            ("taste", None, ValueError, "taste must have 1 rows…of 2 numbers, got None"),
             ("taste", (("1", 2),), TypeError, "each entry of taste must be a number, got '1'"),
             (
                 "habits",
@@ -1324,7 +1332,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         )
     ),
     *(
-        ("envs.unwrap", f"{w!r}", lambda w=w: envs.unwrap(w), TypeError, "rlhf_toy worlds")
+        ("envs.unwrap", f"{w!r}", lambda w=w: envs.unwrap(w), TypeError, "rlhf_toy…worlds")
         for w in (None, "WordMDP", 3)
     ),
 ]

@@ -220,7 +220,7 @@ def test_wrapped_worlds_work_too(policy, world, tmp_path):
     assert as_tuples(pairs) == as_tuples(collect(policy, world))
     pairs.save(tmp_path / "pairs.jsonl")
     assert as_tuples(PreferenceDataset.load(tmp_path / "pairs.jsonl", env)) == as_tuples(pairs)
-    with pytest.raises(TypeError, match="world must be one of the rlhf_toy worlds"):
+    with pytest.raises(TypeError, match="worlds, such as WordMDP"):
         collect(policy, gym.make("FrozenLake-v1"))
 
 

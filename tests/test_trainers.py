@@ -180,7 +180,7 @@ def test_the_whole_pipeline_closes_most_of_the_gap_on_the_bandit():
     pairs = collect_preferences(reference, world, BradleyTerryAnnotator(), 4_000, make_generator(1))
     model, history = train_reward_model(pairs, RewardModelSettings(steps=150), seed=0)
     assert history.last("held_out/accuracy") > 0.65
-    settings = PPOSettings(iterations=80, batch_size=512)
+    settings = PPOSettings(iterations=80, batch_size=512, num_mini_batches=8)
     yardstick = Yardstick(world, reference, settings.beta)
     ppo_true, _ = train_ppo(world, reference, world.response_rewards, settings, seed=0)
     ppo_learned, _ = train_ppo(world, reference, model, settings, seed=0)

@@ -141,7 +141,7 @@ def run_pytest(folder: Path, arguments: list[str], plugin) -> int:
     settings.load_profile("mutants")
     ignored = [f"--ignore=tests/{name}" for name in NOT_THE_CORE]
     options = ["-q", "--tb=short", "--disable-plugin-autoload", "-p", "no:cacheprovider"]
-    options.append(f"--basetemp={folder / 'build' / 'tmp'}")
+    options.append(f"--basetemp={folder / '.tmp'}")
     return int(pytest.main([*options, *ignored, *arguments], plugins=[plugin]))
 
 
@@ -152,6 +152,7 @@ def fork(work, folder: Path) -> int:
         return pid
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         log = os.open(folder / "log.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         for stream in (1, 2):
@@ -324,6 +325,7 @@ def main() -> int:
             print(f"  - {mutant.before}\n  + {mutant.after}")
         return 0
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and so clean up
     rows: list[dict] = []
 
     def report(mutant: Mutant, result: dict) -> None:
@@ -349,17 +351,20 @@ def main() -> int:
             importlib.import_module(name)
         gc.freeze()
         pid = fork(Baseline(folders[0], list(sources)).run, folders[0])
-        _, status = os.waitpid(pid, 0)
+        try:
+            _, status = os.waitpid(pid, 0)
+        finally:
+            end_group(pid)
         if status:
             raise SystemExit((folders[0] / "log.txt").read_text())
         baseline = json.loads((folders[0] / "result.json").read_text())
         for folder in folders[1:]:
-            shutil.copytree(folders[0], folder)
+            shutil.copytree(folders[0], folder, ignore=shutil.ignore_patterns(".tmp"))
         seconds, failed = baseline["seconds"], baseline["failed"]
         slow = [test for test in seconds if seconds[test] > SLOW]
         print(f"{len(seconds)} tests in {sum(seconds.values()):.0f} s of CPU time")
-        print(f"left out, as too slow: {', '.join(slow) or 'none'}")
-        print(f"left out, as they fail without any mutant: {', '.join(failed) or 'none'}")
+        print("left out, as too slow:", *slow or ["none"], sep="\n  ")
+        print("left out, as they fail without any mutant:", *failed or ["none"], sep="\n  ")
         for test in {*slow, *failed}:
             seconds.pop(test, None)
         print(f"{time.monotonic() - begin:.0f} s until the first mutant", flush=True)

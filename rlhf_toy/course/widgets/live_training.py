@@ -41,7 +41,7 @@ from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.training import History, digest, make_generator, pick_device, reward_digest
 
 # Half a minute on a laptop.
-PPO_SETTINGS = PPOSettings(iterations=50, batch_size=512, measure_every=5)
+PPO_SETTINGS = PPOSettings(iterations=50, batch_size=512, num_mini_batches=8, measure_every=5)
 DPO_SETTINGS = DPOSettings(steps=125, warmup_steps=40, measure_every=10)
 
 

@@ -253,5 +253,5 @@ def test_a_contest_needs_scales_and_judgements_that_can_be_shared():
         run_contest("own scales", REWARDS, 30)
     with pytest.raises(ValueError, match=r"judgements must be one of \[30, 60, 120, 240\], got 31"):
         run_contest(Scales(), REWARDS, 31)
-    with pytest.raises(ValueError, match="n must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="n must be an integer of at least 2, got 1"):
         judgement_counts(1)

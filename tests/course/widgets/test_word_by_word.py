@@ -214,7 +214,7 @@ def test_bad_arguments_are_refused_in_words(world, policy, reward_model):
         WordByWord(world, reward_model)
     with pytest.raises(TypeError, match="reward_model must be a RewardModel"):
         WordByWord(world, policy, policy)
-    with pytest.raises(ValueError, match="n_positions"):
+    with pytest.raises(ValueError, match="made for another world"):
         WordByWord(WordMDP(), policy)
     with pytest.raises(ValueError, match="unknown prompt 'opera'"):
         WordByWord(world, policy, prompt="opera")
