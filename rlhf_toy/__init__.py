@@ -10,11 +10,5 @@ __version__ = version("rlhf_toy")
 if find_spec("gymnasium"):
     import gymnasium
 
-    for _name, _module in (
-        ("PromptBandit", "prompt_bandit"),
-        ("WordMDP", "word_mdp"),
-        ("SlipperyWordMDP", "word_mdp"),
-    ):
-        gymnasium.register(
-            id=f"rlhf_toy/{_name}-v0", entry_point=f"rlhf_toy.envs.{_module}:{_name}"
-        )
+    for _name in ("PromptBandit", "WordMDP", "SlipperyWordMDP"):
+        gymnasium.register(id=f"rlhf_toy/{_name}-v0", entry_point=f"rlhf_toy.envs:{_name}")

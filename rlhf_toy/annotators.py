@@ -14,15 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import (
-    check_finite,
-    check_generator,
-    check_number,
-    check_positive,
-    check_same_shape,
-    check_type,
-    shown,
-)
+from rlhf_toy import checks
 from rlhf_toy.losses import preference_probability
 
 
@@ -52,20 +44,20 @@ class Annotator(Protocol):
             TypeError: rewards that are not tensors, or a generator that is not torch's.
             ValueError: shapes that differ, no pair, or rewards that are not finite.
         """
-        check_generator(generator)
+        checks.check_generator(generator)
         p = self.preference_probability(first_rewards, second_rewards)
         return torch.rand(p.shape, generator=generator, dtype=p.dtype, device=p.device) < p
 
 
 def _check_rewards(first_rewards: Tensor, second_rewards: Tensor) -> None:
-    check_same_shape(first_rewards=first_rewards, second_rewards=second_rewards)
-    check_finite(first_rewards=first_rewards, second_rewards=second_rewards)
+    checks.check_same_shape(first_rewards=first_rewards, second_rewards=second_rewards)
+    checks.check_finite(first_rewards=first_rewards, second_rewards=second_rewards)
 
 
 def check_annotator(annotator: Annotator) -> None:
     """Raise a TypeError unless this is an annotator; its class alone is not one."""
     if isinstance(annotator, type) or not hasattr(annotator, "preference_probability"):
-        got = shown(annotator)
+        got = checks.shown(annotator)
         raise TypeError(f"annotator must be one such as BradleyTerryAnnotator(), got {got}")
 
 
@@ -84,7 +76,7 @@ class BradleyTerryAnnotator(Annotator):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(temperature=self.temperature)
+        checks.check_positive(temperature=self.temperature)
 
     def preference_probability(self, first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
         """Return P(first ≻ second): [B], [B] → [B]; raises what `prefer` does."""
@@ -111,7 +103,7 @@ class NoisyAnnotator(Annotator):
 
     def __post_init__(self) -> None:
         check_annotator(self.annotator)
-        check_number("flip_probability", self.flip_probability, low=0, high=1)
+        checks.check_number("flip_probability", self.flip_probability, low=0, high=1)
 
     def preference_probability(self, first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
         """Return p (1 − flip) + (1 − p) flip: [B], [B] → [B]; raises what `prefer` does."""
@@ -143,10 +135,10 @@ class Rater(Annotator):
     rounding: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("offset", self.offset)
-        check_positive(gain=self.gain)
-        check_number("noise", self.noise, low=0)
-        check_number("rounding", self.rounding, low=0, high=10)
+        checks.check_number("offset", self.offset)
+        checks.check_positive(gain=self.gain)
+        checks.check_number("noise", self.noise, low=0)
+        checks.check_number("rounding", self.rounding, low=0, high=10)
 
     def rate(self, rewards: Tensor, generator: torch.Generator) -> Tensor:
         """Return ratings from 0 to 10 of responses with true rewards [B], in logits: [B].
@@ -155,8 +147,8 @@ class Rater(Annotator):
             TypeError: rewards that are not a tensor, or a generator that is not torch's.
             ValueError: rewards that are not finite.
         """
-        check_finite(rewards=rewards)
-        check_generator(generator)
+        checks.check_finite(rewards=rewards)
+        checks.check_generator(generator)
         noise = torch.randn(
             rewards.shape, generator=generator, dtype=rewards.dtype, device=rewards.device
         )
@@ -189,20 +181,20 @@ class Population(Annotator):
     def __init__(
         self, annotators: Iterable[Annotator], weights: Iterable[float] | None = None
     ) -> None:
-        check_type("annotators", annotators, Iterable, "a list of annotators")
+        checks.check_type("annotators", annotators, Iterable, "a list of annotators")
         self.annotators = tuple(annotators)
         if not self.annotators:
             raise ValueError("annotators must have at least one member, got an empty list")
         for annotator in self.annotators:
             check_annotator(annotator)
         weights = [1.0] * len(self.annotators) if weights is None else weights
-        check_type("weights", weights, Iterable, "a list of numbers or None")
+        checks.check_type("weights", weights, Iterable, "a list of numbers or None")
         weights = list(weights)
         for weight in weights:
-            check_number("every weight", weight, low=0)
+            checks.check_number("every weight", weight, low=0)
         if len(weights) != len(self.annotators) or sum(weights) == 0:
             wanted = f"{len(self.annotators)} numbers, one for each annotator, and not all 0"
-            raise ValueError(f"weights must be {wanted}, got {shown(weights)}")
+            raise ValueError(f"weights must be {wanted}, got {checks.shown(weights)}")
         self.weights = torch.tensor(weights, dtype=torch.float64) / sum(weights)
 
     def preference_probability(self, first_rewards: Tensor, second_rewards: Tensor) -> Tensor:
@@ -221,10 +213,10 @@ class Population(Annotator):
             ValueError: no rewards, or as for `Rater.rate`.
         """
         for annotator in self.annotators:
-            check_type("every member", annotator, Rater, "a Rater, as only raters can rate")
-        check_same_shape(rewards=rewards)
-        check_finite(rewards=rewards)
-        check_generator(generator)
+            checks.check_type("every member", annotator, Rater, "a Rater, as only raters can rate")
+        checks.check_same_shape(rewards=rewards)
+        checks.check_finite(rewards=rewards)
+        checks.check_generator(generator)
         weights, n = self.weights.to(rewards.device), rewards.numel()
         member = torch.multinomial(weights, n, True, generator=generator).view(rewards.shape)
         ratings = torch.stack([a.rate(rewards, generator) for a in self.annotators])

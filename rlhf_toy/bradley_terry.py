@@ -43,10 +43,8 @@ def fit_bradley_terry(
     except ValueError as error:  # rows of several lengths
         raise ValueError(f"winners and losers must be lists of item indices: {error}") from None
     if winners.ndim != 1 or winners.shape != losers.shape or len(winners) == 0:
-        raise ValueError(
-            "winners and losers must be lists of one length, at least 1, "
-            f"got shapes {winners.shape} and {losers.shape}"
-        )
+        got = f"got shapes {winners.shape} and {losers.shape}"
+        raise ValueError(f"winners and losers must be lists of one length, at least 1, {got}")
     if not all(np.issubdtype(items.dtype, np.integer) for items in (winners, losers)):
         got = f"{shown(winners.tolist())} and {shown(losers.tolist())}"
         raise TypeError(f"winners and losers must be integers, got {got}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,11 +45,9 @@ def check_number(
     finite = value.bit_length() < 1024 if isinstance(value, int) else math.isfinite(value)
     if finite and low <= value <= high and above < value < below:
         return
-    limits = [f"at least {low:g}"] if low > -math.inf else []
-    limits += [f"above {above:g}"] if above > -math.inf else []
-    limits += [f"at most {high:g}"] if high < math.inf else []
-    limits += [f"below {below:g}"] if below < math.inf else []
-    wanted = " ".join(["a finite number", " and ".join(limits)]).strip()
+    limits = {"at least": low, "above": above, "at most": high, "below": below}
+    wanted = " and ".join(f"{word} {x:g}" for word, x in limits.items() if math.isfinite(x))
+    wanted = f"a finite number {wanted}".strip()
     raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
 
 
@@ -104,10 +102,11 @@ def check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"there must be at least one entry, got {shapes}")
 
 
-def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
+def check_shapes(known: Mapping[str, int] = {}, /, **tensors: tuple[Tensor, str]) -> dict[str, int]:
     """Raise unless tensors have the given shapes, where one letter means one size everywhere.
 
     Args:
+        known: the sizes of letters that are given from outside.
         tensors: each with its shape, as in `rewards=(rewards, "SA"), logps=(logps, "HSA")`.
 
     Returns:
@@ -118,7 +117,7 @@ def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
         ValueError: another number of dimensions, sizes that differ, or a size of 0.
     """
     check_tensors(**{name: tensor for name, (tensor, _) in tensors.items()})
-    sizes: dict[str, int] = {}
+    sizes = dict(known)
     fits = [
         tensor.dim() == len(letters)
         and all(sizes.setdefault(x, n) == n > 0 for x, n in zip(letters, tensor.shape, strict=True))
@@ -127,6 +126,7 @@ def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
     if not all(fits):
         wanted = ", ".join(f"{name} [{', '.join(x)}]" for name, (_, x) in tensors.items())
         got = ", ".join(f"{name} {list(tensor.shape)}" for name, (tensor, _) in tensors.items())
+        wanted += "".join(f", {letter} = {size}" for letter, size in known.items())
         raise ValueError(f"expected nonempty tensors {wanted}, got {got}")
     return sizes
 

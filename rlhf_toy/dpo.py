@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from rlhf_toy import training
 from rlhf_toy.checks import check_choice, check_type
@@ -58,9 +58,7 @@ LOSSES: dict[str, Callable[[PairLogps, DPOSettings, Tensor | None], Tensor]] = {
 class DPOState(training.State):
     """What changes during DPO; `generator` also seeds the shuffling."""
 
-    def __init__(
-        self, policy: PolicyModel, settings: DPOSettings, generator: torch.Generator
-    ) -> None:
+    def __init__(self, policy: PolicyModel, settings: DPOSettings, generator: Generator) -> None:
         super().__init__(generator)
         self.policy, self.best = policy, BestSoFar(policy)  # the best on the held-out pairs
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)

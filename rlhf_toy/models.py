@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_toy.checks import check_generator, check_ids, check_tensors, shown
+from rlhf_toy.checks import check_generator, check_ids, check_shapes, check_tensors, shown
 from rlhf_toy.envs.text_world import TextWorld, response_mask, unwrap
 from rlhf_toy.losses import token_logps
 
@@ -238,16 +238,11 @@ class TablePolicy(_Policy):
         world = unwrap(world)
         check_tensors(logits=logits)
         start = torch.zeros(world.n_prompts, dtype=torch.long) if start is None else start
-        X, A = world.n_prompts, world.n_actions
-        S = logits.shape[-2] if logits.dim() in (2, 3) else 0
-        check_ids("successors", successors, S, dim=2)
-        check_ids("start", start, S, dim=1)
-        if logits.shape not in ((S, A), (X, S, A)) or successors.shape != (S, A):
-            wanted = f"[S, A] or [X, S, A] and successors [S, A] with A = {A} and X = {X}"
-            got = f"{list(logits.shape)} and {list(successors.shape)}"
-            raise ValueError(f"logits must be {wanted}, got {got}")
-        if len(start) != X:
-            raise ValueError(f"start must be [{X}], got {list(start.shape)}")
+        kind = "XSA" if logits.dim() == 3 else "SA"
+        tables = {"logits": (logits, kind), "successors": (successors, "SA"), "start": (start, "X")}
+        sizes = check_shapes({"X": world.n_prompts, "A": world.n_actions}, **tables)
+        check_ids("successors", successors, sizes["S"])
+        check_ids("start", start, sizes["S"])
         if not logits.isfinite().all():
             raise ValueError("logits must be finite: give every action a probability above 0")
         self.vocabulary, self.end_token = world.vocabulary, world.end_token
@@ -330,10 +325,8 @@ def check_fits(model: nn.Module, world: TextWorld) -> None:
         raise TypeError(f"expected a model such as PolicyModel or RewardModel, got {shown(model)}")
     if model.vocabulary != world.vocabulary:
         here = f"{world.n_prompts} prompts, {world.n_words} words, max_length {world.max_length}"
-        wanted = f"one with the same prompts, words and length as this one, which has {here}"
-        raise ValueError(
-            f"the {type(model).__name__} was made for another world, expected {wanted}"
-        )
+        reason = f"was made for another world, whose prompts and words are not those here ({here})"
+        raise ValueError(f"the {type(model).__name__} {reason}")
 
 
 @dataclass(frozen=True)
@@ -368,28 +361,6 @@ class Rollout(Rows):
         return self[first], index
 
 
-@torch.inference_mode()
-def _draw(
-    policy: Policy, world: TextWorld, prompts: Tensor, generator: torch.Generator
-) -> list[Tensor]:
-    """Actions, responses, logps and mask, as `Rollout` has them."""
-    tokens, past = world.prompt_tokens(prompts), None
-    over = torch.zeros_like(prompts, dtype=torch.bool)
-    columns = []
-    for _ in range(world.max_length):
-        logits, past = policy.next_logits(tokens, past)
-        logps = logits.log_softmax(-1)  # [B, A]
-        action = torch.multinomial(logps.exp(), 1, generator=generator)
-        logp = logps.gather(1, action)[:, 0].masked_fill(over, 0.0)
-        uniforms = torch.rand(len(prompts), generator=generator, device=prompts.device)
-        token = world.transition(action[:, 0], uniforms)
-        action, tokens = (x.masked_fill(over, world.pad_token) for x in (action[:, 0], token))
-        columns.append((action, tokens, logp, ~over))
-        if world.end_token is not None:
-            over = over | (tokens == world.end_token)
-    return [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
-
-
 def sample(
     policy: Policy, world: TextWorld, prompts: Tensor, generator: torch.Generator
 ) -> Rollout:
@@ -412,5 +383,21 @@ def sample(
     check_fits(policy, world)
     check_ids("prompts", prompts, world.n_prompts, dim=1)
     check_generator(generator)
+    columns = []
+    with torch.inference_mode():
+        tokens, past = world.prompt_tokens(prompts), None
+        over = torch.zeros_like(prompts, dtype=torch.bool)
+        for _ in range(world.max_length):
+            logits, past = policy.next_logits(tokens, past)
+            logps = logits.log_softmax(-1)  # [B, A]
+            action = torch.multinomial(logps.exp(), 1, generator=generator)
+            logp = logps.gather(1, action)[:, 0].masked_fill(over, 0.0)
+            uniforms = torch.rand(len(prompts), generator=generator, device=prompts.device)
+            token = world.transition(action[:, 0], uniforms)
+            action, tokens = (x.masked_fill(over, world.pad_token) for x in (action[:, 0], token))
+            columns.append((action, tokens, logp, ~over))
+            if world.end_token is not None:
+                over = over | (tokens == world.end_token)
+        drawn = [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
     # Clones of what inference mode made can be used where gradients are taken.
-    return Rollout(prompts, *(x.clone() for x in _draw(policy, world, prompts, generator)))
+    return Rollout(prompts, *(x.clone() for x in drawn))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from rlhf_toy import losses, training
 from rlhf_toy.checks import check_choice, check_type
@@ -56,11 +56,7 @@ class PPOState(training.State):
     """What changes during PPO; the critic maps prompts [B], responses [B, T] to values [B, T]."""
 
     def __init__(
-        self,
-        policy: PolicyModel,
-        critic: nn.Module,
-        settings: PPOSettings,
-        generator: torch.Generator,
+        self, policy: PolicyModel, critic: nn.Module, settings: PPOSettings, generator: Generator
     ) -> None:
         super().__init__(generator)
         self.policy, self.critic = policy, critic

@@ -49,9 +49,7 @@ class PreferenceDataset:
         object.__setattr__(self, "world", unwrap(self.world))
         columns = {"chosen": self.chosen, "rejected": self.rejected}
         shapes = {name: (ids, "NT") for name, ids in columns.items()}
-        length, T = self.world.max_length, check_shapes(prompts=(self.prompts, "N"), **shapes)["T"]
-        if length != T:
-            raise ValueError(f"this world's responses must be [N, {length}], got [N, {T}]")
+        check_shapes({"T": self.world.max_length}, prompts=(self.prompts, "N"), **shapes)
         check_ids("prompts", self.prompts, self.world.n_prompts, 1)
         for name, ids in columns.items():
             check_ids(name, ids, self.world.pad_token + 1, 2)

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from rlhf_toy import training
 from rlhf_toy.checks import check_type
@@ -38,7 +38,7 @@ class RewardModelState(training.State):
     """What changes during the reward model's training; `generator` also seeds the shuffling."""
 
     def __init__(
-        self, model: RewardModel, settings: RewardModelSettings, generator: torch.Generator
+        self, model: RewardModel, settings: RewardModelSettings, generator: Generator
     ) -> None:
         super().__init__(generator)
         rate, decay = settings.learning_rate, settings.weight_decay

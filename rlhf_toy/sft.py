@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from rlhf_toy import training
 from rlhf_toy.checks import check_type
@@ -36,9 +36,7 @@ class SFTSettings:
 class SFTState(training.State):
     """What changes during supervised training; `generator` also seeds the shuffling."""
 
-    def __init__(
-        self, policy: PolicyModel, settings: SFTSettings, generator: torch.Generator
-    ) -> None:
+    def __init__(self, policy: PolicyModel, settings: SFTSettings, generator: Generator) -> None:
         super().__init__(generator)
         self.policy = policy
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)

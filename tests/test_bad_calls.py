@@ -916,7 +916,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             WORLD, PAIRS.prompts, PAIRS.chosen[:, :2], PAIRS.rejected[:, :2]
         ),
         ValueError,
-        "this world's responses must be [N, 3], got [N, 2]",
+        "chosen [N, T], rejected [N, T], T = 3, got prompts [40], chosen [40, 2]",
     ),
     (
         "preferences.PreferenceDataset",
@@ -1066,12 +1066,16 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         for tables, error, words in (
             ({"world": None}, TypeError, "one of the rlhf_toy…worlds…got None"),
             ({"logits": None}, TypeError, "logits must be a tensor, got None"),
-            ({"logits": torch.zeros(2, 10)}, ValueError, "with A = 11 and X = 6, got [2, 10]"),
+            ({"logits": torch.zeros(2, 10)}, ValueError, "X = 6, A = 11, got logits [2, 10]"),
             ({"logits": torch.full((2, 11), -math.inf)}, ValueError, "logits must be finite"),
             ({"successors": [0]}, TypeError, "successors must be a tensor, got [0]"),
             ({"successors": torch.ones(2, 11)}, ValueError, "must be a nonempty int64 tensor"),
             ({"successors": torch.full((2, 11), 2)}, ValueError, "ids from 0 to 1, got ids from 2"),
-            ({"start": torch.tensor([0])}, ValueError, "start must be [6], got [1]"),
+            (
+                {"start": torch.tensor([0])},
+                ValueError,
+                "start [X], X = 6, A = 11…start [1]",
+            ),
             ({"start": torch.full((6,), -1)}, ValueError, "ids from 0 to 1, got ids from -1"),
         )
     ),

@@ -151,6 +151,12 @@ def test_a_letter_stands_for_one_size():
         assert str(error.value) == f"expected nonempty tensors {wanted}, got {got}"
 
 
+def test_sizes_can_be_given():
+    assert check_shapes({"A": 2}, x=(torch.zeros(3, 2), "SA")) == {"S": 3, "A": 2}
+    with pytest.raises(ValueError, match=r"tensors x \[S, A\], A = 2, got x \[3, 3\]"):
+        check_shapes({"A": 2}, x=(torch.zeros(3, 3), "SA"))
+
+
 def test_no_size_is_0():
     with pytest.raises(ValueError, match=r"expected nonempty tensors x \[B\], got x \[0\]"):
         check_shapes(x=(torch.zeros(0), "B"))

@@ -20,16 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlhf_toy.checks import (
-    check_count,
-    check_generator,
-    check_ids,
-    check_same_shape,
-    check_tensors,
-    check_texts,
-    check_type,
-    shown,
-)
+from rlhf_toy import checks
 
 
 def response_mask(responses: Tensor, end_token: int | None) -> Tensor:
@@ -41,7 +32,7 @@ def response_mask(responses: Tensor, end_token: int | None) -> Tensor:
     Raises:
         TypeError: `responses` is not a tensor.
     """
-    check_tensors(responses=responses)
+    checks.check_tensors(responses=responses)
     if end_token is None:
         return torch.ones_like(responses, dtype=torch.bool)
     is_end = responses == end_token
@@ -87,8 +78,9 @@ class TextWorld(gym.Env):
         has_end_token: bool,
         render_mode: str | None = None,
     ) -> None:
-        self.prompts, self.words = check_texts("prompts", prompts), check_texts("words", words)
-        check_count("max_length", max_length)
+        self.prompts = checks.check_texts("prompts", prompts)
+        self.words = checks.check_texts("words", words)
+        checks.check_count("max_length", max_length)
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.max_length, self.render_mode = int(max_length), render_mode
@@ -156,8 +148,8 @@ class TextWorld(gym.Env):
             TypeError: not tensors.
             ValueError: shapes that differ, or an action out of range.
         """
-        check_same_shape(actions=actions, uniforms=uniforms)
-        check_ids("actions", actions, self.n_actions)
+        checks.check_same_shape(actions=actions, uniforms=uniforms)
+        checks.check_ids("actions", actions, self.n_actions)
         return actions
 
     @property
@@ -169,7 +161,7 @@ class TextWorld(gym.Env):
 
     def prompt_tokens(self, prompts: Tensor) -> Tensor:
         """The tokens by which the models know prompt indices: [...] → [...]."""
-        check_ids("prompts", prompts, self.n_prompts)
+        checks.check_ids("prompts", prompts, self.n_prompts)
         return prompts + self.n_actions + 1
 
     def response_mask(self, responses: Tensor, dim: int | None = None) -> Tensor:
@@ -183,9 +175,9 @@ class TextWorld(gym.Env):
         mask = response_mask(responses, self.end_token)
         if responses.shape[-1:] != (self.max_length,):
             row = f"a row of {self.max_length} tokens"
-            raise ValueError(f"a response must be {row}, got {shown(responses)}")
+            raise ValueError(f"a response must be {row}, got {checks.shown(responses)}")
         until_end = responses.where(mask, 0)
-        check_ids("responses up to their end", until_end, self.pad_token + 1, dim)
+        checks.check_ids("responses up to their end", until_end, self.pad_token + 1, dim)
         return mask
 
     def written_mask(self, prompts: Tensor | None, responses: Tensor) -> Tensor:
@@ -198,7 +190,7 @@ class TextWorld(gym.Env):
         """
         mask = self.response_mask(responses, 2) & (responses != self.pad_token)
         if prompts is not None:
-            check_ids("prompts", prompts, self.n_prompts, 1)
+            checks.check_ids("prompts", prompts, self.n_prompts, 1)
             if len(prompts) != len(responses):
                 raise ValueError(f"got {len(prompts)} prompts for {len(responses)} responses")
         if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
@@ -213,8 +205,8 @@ class TextWorld(gym.Env):
 
     def sample_prompts(self, n: int, generator: torch.Generator) -> Tensor:
         """Sample n prompt indices [n]; all prompts are equally likely."""
-        check_count("n", n)
-        check_generator(generator)
+        checks.check_count("n", n)
+        checks.check_generator(generator)
         return torch.randint(self.n_prompts, (n,), generator=generator, device=generator.device)
 
     @cached_property
@@ -263,7 +255,7 @@ class TextWorld(gym.Env):
             TypeError: not a text.
             ValueError: this world has no such prompt.
         """
-        check_type("prompt", prompt, str, "a text")
+        checks.check_type("prompt", prompt, str, "a text")
         if prompt not in self.prompts:
             raise ValueError(f"unknown prompt {prompt!r}; the prompts are {list(self.prompts)}")
         return self.prompts.index(prompt)
@@ -277,12 +269,12 @@ class TextWorld(gym.Env):
             TypeError: not a text.
             ValueError: an unknown word, or too many words.
         """
-        check_type("text", text, str, "a text")
+        checks.check_type("text", text, str, "a text")
         return self.encode_words(text.split())
 
     def encode_words(self, words: Sequence[str]) -> Tensor:
         """A list of words as token ids [T], with end token and padding; errors as for `encode`."""
-        check_type("words", words, list | tuple, "a list of words")
+        checks.check_type("words", words, list | tuple, "a list of words")
         unknown = [word for word in words if word not in self.words]
         if unknown:
             raise ValueError(f"unknown word {unknown[0]!r}; the words are {list(self.words)}")
@@ -358,5 +350,5 @@ def unwrap(env: gym.Env) -> TextWorld:
     world = env.unwrapped if isinstance(env, gym.Env) else env
     if not isinstance(world, TextWorld):
         wanted = "one of the rlhf_toy/ worlds, such as WordMDP()"
-        raise TypeError(f"expected {wanted}, got {shown(world)}")
+        raise TypeError(f"expected {wanted}, got {checks.shown(world)}")
     return world

@@ -98,10 +98,8 @@ def response_logps(policy: Policy, env: gym.Env) -> Tensor:
     """
     world = unwrap(env)
     if not world.is_deterministic:
-        raise ValueError(
-            "in a world with stochastic transitions a response's probability is not the policy's "
-            "alone: measure the policy with soft_policy_evaluation() on tabular_mdp(env)"
-        )
+        advice = "measure the policy with soft_policy_evaluation() on tabular_mdp(env)"
+        raise ValueError(f"transitions are stochastic, a response has no one probability: {advice}")
     tree = state_logps(policy, world)[:-1].view(world.n_prompts, -1, world.n_actions)
     starts = world.level_starts.tolist()
     so_far = torch.zeros(world.n_prompts, 1, dtype=torch.float64, device=tree.device)

@@ -18,16 +18,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from rlhf_toy.checks import (
-    check_choice,
-    check_count,
-    check_distribution,
-    check_finite,
-    check_ids,
-    check_positive,
-    check_shapes,
-    check_type,
-)
+from rlhf_toy import checks
 from rlhf_toy.exact.dynamic_programming import check_tables, outcome_tables
 
 __all__ = [
@@ -60,11 +51,11 @@ class Episodes:
     returns: Tensor
 
     def __post_init__(self) -> None:
-        check_shapes(
+        checks.check_shapes(
             visits=(self.visits, "NH"), chances=(self.chances, "NR"), returns=(self.returns, "R")
         )
-        check_distribution("chances", self.chances.flatten(), log=False)
-        check_finite(returns=self.returns)
+        checks.check_distribution("chances", self.chances.flatten(), log=False)
+        checks.check_finite(returns=self.returns)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -124,11 +115,11 @@ def enumerate_episodes(
     """
     check_tables(successors, probabilities, rewards, ref_logps, "SAK")
     S, A, K = successors.shape
-    check_choice("record", record, ("actions", "outcomes"))
+    checks.check_choice("record", record, ("actions", "outcomes"))
     if record == "outcomes" and K != A:
         raise ValueError(f"outcomes can be read as actions only where K = A, got {K} and {A}")
-    check_count("start", start, 0, S - 1)
-    check_count("horizon", horizon)
+    checks.check_count("start", start, 0, S - 1)
+    checks.check_count("horizon", horizon)
     stays = (successors == torch.arange(S)[:, None, None]) | (probabilities == 0)
     over = (stays & (rewards * probabilities == 0)).flatten(1).all(1)
     branches = ref_logps.exp()[..., None] * probabilities  # [S, A, K]
@@ -182,9 +173,9 @@ def implicit_rewards(logps: Tensor, ref_logps: Tensor, visits: Tensor, beta: flo
         ValueError: shapes that do not fit, visits that are not entries of the table, or β not
             finite and above 0.
     """
-    check_shapes(logps=(logps, "HSA"), ref_logps=(ref_logps, "SA"), visits=(visits, "NH"))
-    check_ids("visits", visits, logps.numel(), 2, low=-1)
-    check_positive(beta=beta)
+    checks.check_shapes(logps=(logps, "HSA"), ref_logps=(ref_logps, "SA"), visits=(visits, "NH"))
+    checks.check_ids("visits", visits, logps.numel(), 2, low=-1)
+    checks.check_positive(beta=beta)
     log_ratios = torch.cat([(logps - ref_logps).flatten(), logps.new_zeros(1)])  # −1 reads the 0
     return beta * log_ratios[visits].sum(1)
 
@@ -207,9 +198,9 @@ def population_loss(scores: Tensor, episodes: Episodes) -> Tensor:
         TypeError: scores that are not a tensor, or episodes that are not `Episodes`.
         ValueError: not one finite score for each record.
     """
-    check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
-    check_shapes(scores=(scores, "N"), episode_weights=(episodes.weights, "N"))
-    check_finite(scores=scores)
+    checks.check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
+    checks.check_shapes(scores=(scores, "N"), episode_weights=(episodes.weights, "N"))
+    checks.check_finite(scores=scores)
     highest = scores.detach().max()
     lifted = (scores - highest).exp().clamp(min=1e-150)  # one exp a record, not one a pair
     log_sums = (lifted[:, None] + lifted).log()
@@ -241,11 +232,11 @@ def population_dpo(
             1, the seed is negative, or the records belong to other tables.
         RuntimeError: the optimiser found no point where the gradient vanishes.
     """
-    check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
-    check_shapes(ref_logps=(ref_logps, "SA"))
-    check_distribution("ref_logps", ref_logps)
-    check_finite(ref_logps=ref_logps)
-    check_positive(beta=beta)
+    checks.check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
+    checks.check_shapes(ref_logps=(ref_logps, "SA"))
+    checks.check_distribution("ref_logps", ref_logps)
+    checks.check_finite(ref_logps=ref_logps)
+    checks.check_positive(beta=beta)
     shape = (episodes.visits.shape[1], *ref_logps.shape)
     if episodes.visits.max() >= shape[0] * ref_logps.numel():
         raise ValueError(f"the records do not belong to tables [H, S, A] = {list(shape)}")
@@ -256,7 +247,7 @@ def population_dpo(
 
     start = ref_logps.expand(shape).flatten().clone()
     if seed is not None:
-        check_count("seed", seed, low=0)
+        checks.check_count("seed", seed, low=0)
         visited = episodes.visits[episodes.visits >= 0].unique()
         noise = np.random.default_rng(seed).normal(size=len(visited))
         start[visited] += torch.from_numpy(noise)
@@ -272,7 +263,7 @@ def population_rewards(episodes: Episodes) -> Tensor:
         TypeError: `episodes` is not `Episodes`.
         RuntimeError: the optimiser found no point where the gradient vanishes.
     """
-    check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
+    checks.check_type("episodes", episodes, Episodes, "Episodes, see enumerate_episodes")
     chances = torch.diag(episodes.chances.sum(0))
     outcomes = Episodes(torch.full((len(chances), 1), -1), chances, episodes.returns)
     # The loss ignores a constant shift; subtracting the mean keeps the scores from drifting.

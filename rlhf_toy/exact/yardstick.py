@@ -8,7 +8,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_distribution, check_positive
+from rlhf_toy.checks import check_distribution, check_positive, check_same_shape
 from rlhf_toy.envs import unwrap
 from rlhf_toy.exact import dynamic_programming as dp
 from rlhf_toy.exact.bandit import expected_reward, kl_divergence, log_partition
@@ -66,9 +66,7 @@ class Yardstick:
     def _reward_and_kl(self, policy: Policy | Tensor) -> tuple[float, float]:
         """Mean true reward (logits) and KL to the reference (nats)."""
         if isinstance(policy, Tensor):
-            if policy.shape != self.ref_logps.shape:
-                wanted = f"[X, Y] = {list(self.ref_logps.shape)}"
-                raise ValueError(f"log-probabilities must be {wanted}, got {list(policy.shape)}")
+            check_same_shape(log_probabilities=policy, reference=self.ref_logps)
             check_distribution("the policy's table", policy)
             logps = policy.cpu()
         else:
