@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_toy import training
-from rlhf_toy.checks import check_count, check_distribution, check_finite, check_shapes, check_type
+from rlhf_toy import checks, training
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
 from rlhf_toy.models import Policy, check_fits, sample
@@ -35,8 +34,8 @@ def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
         TypeError: an argument that is not a tensor.
         ValueError: shapes that do not fit, or scores that are not finite.
     """
-    check_shapes(responses=(responses, "BnT"), scores=(scores, "Bn"))
-    check_finite(scores=scores)
+    checks.check_shapes(responses=(responses, "BnT"), scores=(scores, "Bn"))
+    checks.check_finite(scores=scores)
     rows = torch.arange(len(responses), device=responses.device)
     return responses[rows, scores.argmax(1)]
 
@@ -60,10 +59,10 @@ def best_of_n_logps(ref_logps: Tensor, scores: Tensor, n: int) -> Tensor:
         ValueError: shapes that differ, a reference that does not sum to 1, scores that are not
             finite, or an n below 1.
     """
-    check_count("n", n)
-    check_shapes(ref_logps=(ref_logps, "XY"), scores=(scores, "XY"))
-    check_distribution("ref_logps", ref_logps)
-    check_finite(scores=scores)
+    checks.check_count("n", n)
+    checks.check_shapes(ref_logps=(ref_logps, "XY"), scores=(scores, "XY"))
+    checks.check_distribution("ref_logps", ref_logps)
+    checks.check_finite(scores=scores)
     rows = []
     for logps, score in zip(ref_logps.double(), scores, strict=True):
         _, level = score.unique(return_inverse=True)  # ranks, equal where scores tie
@@ -85,7 +84,7 @@ def best_of_n_kl_bound(n: int) -> float:
     Source: Beirami et al. 2024. Raises a TypeError or ValueError if n is not an integer of at
     least 1.
     """
-    check_count("n", n)
+    checks.check_count("n", n)
     return math.log(n) - (n - 1) / n
 
 
@@ -98,12 +97,12 @@ class BestOfNSettings:
     samples: int = 512  # groups of n responses drawn for the estimate
 
     def __post_init__(self) -> None:
-        training.check_settings(self)
-        check_type("ns", self.ns, tuple, "a tuple of integers")
+        checks.check_settings(self)
+        checks.check_type("ns", self.ns, tuple, "a tuple of integers")
         if not self.ns:
             raise ValueError("ns must name at least one n")
         for n in self.ns:
-            check_count("every n", n)
+            checks.check_count("every n", n)
 
 
 def best_of_n_iteration(
@@ -166,8 +165,8 @@ def run_best_of_n(
             run.
     """
     world = unwrap(world)
-    check_type("settings", settings, BestOfNSettings, "BestOfNSettings")
-    check_finite(scores=scores)
+    checks.check_type("settings", settings, BestOfNSettings, "BestOfNSettings")
+    checks.check_finite(scores=scores)
     device = training.pick_device(device)
     generator = training.make_generator(seed, device)
     check_fits(reference, world)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -189,3 +190,36 @@ def check_distribution(name: str, values: Tensor, log: bool = True) -> None:
 def check_generator(generator: torch.Generator) -> None:
     """Raise a TypeError unless this is a torch generator: chance never comes from elsewhere."""
     check_type("generator", generator, torch.Generator, "a torch.Generator, see make_generator")
+
+
+def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Return rewards [B] as float32; raise unless there is one finite number for each response."""
+    n = len(prompts)
+    if not isinstance(scores, Tensor) or scores.shape != prompts.shape:
+        wanted = f"one number for each of {n} responses, a tensor [{n}]"
+        raise ValueError(f"the reward function must return {wanted}, got {shown(scores)}")
+    if not scores.isfinite().all():
+        kept = "training stops here, and a checkpoint keeps the last state that was saved"
+        raise ValueError(f"the reward function returned NaN or inf; {kept}")
+    return scores.float()
+
+
+def check_settings(settings: Any, **limits: Mapping[str, float]) -> None:
+    """Raise a TypeError or ValueError unless the fields of a settings object are valid.
+
+    What a field may hold follows from its type: an `int` is at least 1, a `bool` True or False, and
+    a `float` finite and above 0, or within its `limits`. Fields of other types are not checked.
+
+    Args:
+        settings: a trainer's dataclass.
+        limits: for float fields with other limits, the arguments of `check_number`.
+    """
+    for field in fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        kind = getattr(field.type, "__name__", str(field.type))  # the annotation, or its text
+        if kind == "int":
+            check_count(name, value)
+        elif kind == "bool":
+            check_type(name, value, bool, "True or False")
+        elif kind == "float" or (kind == "float | None" and value is not None):
+            check_number(name, value, **limits.get(name, {"above": 0}))

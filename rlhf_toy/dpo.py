@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from rlhf_toy import training
-from rlhf_toy.checks import check_choice, check_type
+from rlhf_toy.checks import check_choice, check_settings, check_type
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import PairLogps, cdpo_loss, dpo_loss, ipo_loss, preference_accuracy
 from rlhf_toy.models import Policy, PolicyModel, check_fits
@@ -39,7 +39,7 @@ class DPOSettings:
 
     def __post_init__(self) -> None:
         ranges = {"held_out": {"above": 0, "below": 1}, "label_smoothing": {"low": 0, "below": 0.5}}
-        training.check_settings(self, **ranges)
+        check_settings(self, **ranges)
         check_choice("loss", self.loss, LOSSES)
         if (self.label_smoothing > 0) != (self.loss == "cdpo"):
             wanted = "above 0 for the loss 'cdpo' and 0 for any other"

@@ -57,10 +57,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple]:
-        """Attend: x [B, T, C] → [B, T, C], and the keys and values [B, heads, positions, d].
-
-        With `past`, the keys and values of the earlier positions, T must be 1.
-        """
+        """Attend: x [B, T, C] → [B, T, C], and keys and values; T = 1 with those of the past."""
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d]
@@ -101,10 +98,7 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
 
     def forward(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Read token ids [B, T]: what the body makes of each, [B, T, n_embd], and the cache.
-
-        With `past`, the cache of the earlier positions, T must be 1.
-        """
+        """Read token ids [B, T], T = 1 with a cache: return [B, T, n_embd] and the next cache."""
         start = 0 if past is None else past[0][0].shape[2]
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rlhf_toy import losses, training
-from rlhf_toy.checks import check_choice, check_type
+from rlhf_toy.checks import check_choice, check_scores, check_settings, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
@@ -45,7 +45,7 @@ class PPOSettings:
 
     def __post_init__(self) -> None:
         share = {"low": 0, "high": 1}
-        training.check_settings(self, gamma=share, lam=share)
+        check_settings(self, gamma=share, lam=share)
         check_choice("aggregate", self.aggregate, losses.AGGREGATES)
         if self.batch_size % self.num_mini_batches:
             wanted = f"a multiple of num_mini_batches {self.num_mini_batches}"
@@ -165,7 +165,7 @@ def ppo_iteration(
     rollout, index = sample(state.policy, world, prompts, state.generator).distinct()
     counts = index.bincount()
     with torch.no_grad():
-        scores = training.check_scores(reward(rollout.prompts, rollout.responses), rollout.prompts)
+        scores = check_scores(reward(rollout.prompts, rollout.responses), rollout.prompts)
         ref_logps = reference.token_logps(rollout.prompts, rollout.responses, rollout.actions)
         experience = make_experience(rollout, scores, ref_logps, state.critic, settings, counts)
 

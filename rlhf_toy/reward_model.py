@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from rlhf_toy import training
-from rlhf_toy.checks import check_type
+from rlhf_toy.checks import check_settings, check_type
 from rlhf_toy.losses import bradley_terry_loss, preference_accuracy
 from rlhf_toy.models import GPTConfig, RewardModel, check_fits
 from rlhf_toy.preferences import PreferenceDataset
@@ -31,7 +31,7 @@ class RewardModelSettings:
     measure_every: int = 25  # steps between two measurements on the held-out pairs
 
     def __post_init__(self) -> None:
-        training.check_settings(self, weight_decay={"low": 0}, held_out={"above": 0, "below": 1})
+        check_settings(self, weight_decay={"low": 0}, held_out={"above": 0, "below": 1})
 
 
 class RewardModelState(training.State):

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from rlhf_toy import training
-from rlhf_toy.checks import check_type
+from rlhf_toy.checks import check_settings, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.losses import masked_mean
 from rlhf_toy.models import GPTConfig, Policy, PolicyModel
@@ -30,7 +30,7 @@ class SFTSettings:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        training.check_settings(self)
+        check_settings(self)
 
 
 class SFTState(training.State):

@@ -9,7 +9,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from rlhf_toy.checks import check_count, check_number, check_type, shown
+from rlhf_toy.checks import check_count, check_scores, check_type, shown
 from rlhf_toy.envs import TextWorld
 from rlhf_toy.files import atomic_file, check_output
 from rlhf_toy.models import PolicyModel, check_fits
@@ -57,31 +57,10 @@ def make_generator(seed: int, device: str | torch.device = "cpu") -> torch.Gener
     """Return a random generator of its own: nothing here touches the global random state.
 
     Raises:
-        TypeError, ValueError: the seed is not an integer from 0 to 2**63 − 1, or the device cannot
-            be used.
+        TypeError, ValueError: a seed that is no integer from 0 to 2**63 − 1, or a bad device.
     """
     check_count("seed", seed, 0, 2**63 - 1)
     return torch.Generator(device=pick_device(device)).manual_seed(seed)
-
-
-def check_settings(settings: Any, **limits: Mapping[str, float]) -> None:
-    """Raise a TypeError or ValueError unless the fields of a settings object are valid.
-
-    What a field may hold follows from its type: an `int` is at least 1, a `bool` True or False, and
-    a `float` finite and above 0, or within its `limits`. Fields of other types are not checked.
-
-    Args:
-        settings: a trainer's dataclass.
-        limits: for float fields with other limits, the arguments of `check_number`.
-    """
-    for field in fields(settings):
-        name, value = field.name, getattr(settings, field.name)
-        if field.type == "int":
-            check_count(name, value)
-        elif field.type == "bool":
-            check_type(name, value, bool, "True or False")
-        elif field.type == "float" or (field.type == "float | None" and value is not None):
-            check_number(name, value, **limits.get(name, {"above": 0}))
 
 
 def trainable_copy(policy: nn.Module, world: TextWorld) -> PolicyModel:
@@ -221,18 +200,6 @@ def digest(*values: Any) -> str:
         else:
             sha.update(repr(value).encode())
     return sha.hexdigest()[:16]
-
-
-def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Return rewards [B] as float32; raise unless there is one finite number for each response."""
-    n = len(prompts)
-    if not isinstance(scores, Tensor) or scores.shape != prompts.shape:
-        wanted = f"one number for each of {n} responses, a tensor [{n}]"
-        raise ValueError(f"the reward function must return {wanted}, got {shown(scores)}")
-    if not scores.isfinite().all():
-        kept = "training stops here, and a checkpoint keeps the last state that was saved"
-        raise ValueError(f"the reward function returned NaN or inf; {kept}")
-    return scores.float()
 
 
 def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str:

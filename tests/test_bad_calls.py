@@ -850,7 +850,7 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             words,
         )
         for what, table, words in (
-            ("one row", TABLE[0], f"got {list(TABLE[0].shape)}"),
+            ("one row", TABLE[0], f"have one shape, got log_probabilities {list(TABLE[0].shape)}"),
             ("unnormalised", TABLE + 1, "sum to 1"),
             ("probabilities", TABLE.exp(), "sum to 1"),
             ("NaN", TABLE * math.nan, "sum to 1"),

@@ -1,6 +1,7 @@
 """The argument checks: what each lets through, what it refuses, and in which words."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from rlhf_toy.checks import (
     check_number,
     check_positive,
     check_same_shape,
+    check_settings,
     check_shapes,
     check_tensors,
     check_type,
@@ -224,3 +226,61 @@ def test_rows_that_are_distributions(log):
 def test_the_sums_of_bad_rows_are_given():
     with pytest.raises(ValueError, match=r"got sums from 0\.5 to 2 and a least entry of 0$"):
         check_distribution("p", torch.tensor([[0.25, 0.25], [0.0, 2.0]]), log=False)
+
+
+# Settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 60
+    rate: float = 0.5
+    limit: float | None = None
+    flag: bool = True
+    name: str = "walk"
+
+
+@dataclass(frozen=True)
+class Written:
+    """Its annotations are texts, as in a module with `from __future__ import annotations`."""
+
+    steps: "int" = 60
+    limit: "float | None" = None
+
+
+def test_settings_whose_annotations_are_texts_are_checked_too():
+    check_settings(Written(steps=2))
+    with pytest.raises(TypeError, match="steps must be an integer"):
+        check_settings(Written(steps=1.5))
+    with pytest.raises(ValueError, match="limit must be a finite number above 0"):
+        check_settings(Written(limit=-1.0))
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 1.5}, {"steps": True}])
+def test_counts_must_be_whole_and_positive(change):
+    with pytest.raises((TypeError, ValueError), match="steps must be an integer"):
+        check_settings(Settings(**change))
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_numbers_must_be_positive_and_finite(rate):
+    with pytest.raises(ValueError, match="rate must be a finite number above 0"):
+        check_settings(Settings(rate=rate))
+
+
+def test_limits_replace_the_rule_of_their_field_only():
+    check_settings(Settings(rate=0.0), rate={"low": 0, "high": 1})
+    with pytest.raises(ValueError, match="rate must be a finite number at least 0 and at most 1"):
+        check_settings(Settings(rate=1.5), rate={"low": 0, "high": 1})
+    with pytest.raises(ValueError, match="rate"):
+        check_settings(Settings(rate=0.0), steps={"low": 0})
+
+
+def test_flags_must_be_true_or_false_and_only_what_may_be_none_may():
+    check_settings(Settings(limit=None, name=3))
+    with pytest.raises(TypeError, match="flag must be True or False"):
+        check_settings(Settings(flag=1))
+    with pytest.raises(ValueError, match="limit"):
+        check_settings(Settings(limit=0.0))
+    with pytest.raises(TypeError, match="rate must be a number, got None"):
+        check_settings(Settings(rate=None))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_toy.checks import check_scores
 from rlhf_toy.envs import SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import make_yardstick
 from rlhf_toy.models import GPTConfig, PolicyModel, RewardModel, Rollout, ValueModel
@@ -24,7 +25,7 @@ from rlhf_toy.ppo import (
     ppo_loss,
     train_ppo,
 )
-from rlhf_toy.training import check_scores, make_generator
+from rlhf_toy.training import make_generator
 
 BETA = 0.4
 # Summed over tokens, not whitened, undiscounted: the setting in which PPO's first step is ∇J.
