@@ -8,7 +8,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_distribution, check_positive, check_same_shape
+from rlhf_toy.checks import check_distribution, check_positive, check_same_shape, check_shapes
 from rlhf_toy.envs import unwrap
 from rlhf_toy.exact import dynamic_programming as dp
 from rlhf_toy.exact.bandit import expected_reward, kl_divergence, log_partition
@@ -121,6 +121,9 @@ class StochasticYardstick(Yardstick):
 
     def _reward_and_kl(self, policy: Policy | Tensor) -> tuple[float, float]:
         if isinstance(policy, Tensor):
+            sizes = zip("HSA", (self.world.max_length, *self.ref_logps.shape), strict=True)
+            kind = "HSA" if policy.dim() == 3 else "SA"
+            check_shapes(dict(sizes), log_probabilities=(policy, kind))
             check_distribution("the policy's table", policy)
             logps = policy.cpu()
         else:

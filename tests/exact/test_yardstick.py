@@ -5,8 +5,17 @@ import math
 import pytest
 import torch
 
-from rlhf_toy.exact import Yardstick, gibbs_policy, kl_divergence, response_logps
-from rlhf_toy.models import PolicyModel
+from rlhf_toy.envs import SlipperyWordMDP
+from rlhf_toy.exact import (
+    Yardstick,
+    gibbs_policy,
+    kl_divergence,
+    make_yardstick,
+    response_logps,
+    state_logps,
+)
+from rlhf_toy.models import GPTConfig, PolicyModel
+from rlhf_toy.training import make_generator
 
 
 def test_the_yardstick_reads_0_at_the_optimum_and_1_at_the_reference(world, make_model):
@@ -50,3 +59,17 @@ def test_a_hard_policy_can_be_measured(world, make_model):
     assert measure.reward == pytest.approx(yardstick.rewards[:, 5].mean().item())
     assert measure.kl == pytest.approx(-yardstick.ref_logps[:, 5].mean().item())
     assert measure.gap > 0
+
+
+def test_a_stochastic_world_measures_tables_of_one_policy_or_one_a_step():
+    world = SlipperyWordMDP(max_length=2)
+    reference, policy = (
+        PolicyModel(GPTConfig.for_world(world, n_embd=16), make_generator(seed)) for seed in (0, 1)
+    )
+    yardstick = make_yardstick(world, reference, beta=0.5)
+    table = state_logps(policy, world)
+    measure = yardstick.measure(policy)
+    assert yardstick.measure(table) == measure == yardstick.measure(torch.stack([table, table]))
+    for bad in (table[:-1], table[:, :-1], table[None], table[0]):
+        with pytest.raises(ValueError, match="expected nonempty tensors log_probabilities"):
+            yardstick.measure(bad)
