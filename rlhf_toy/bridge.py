@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rlhf_toy.checks import check_type
 from rlhf_toy.models import PolicyModel
 
 
@@ -13,7 +14,11 @@ def hugging_face_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
     With `GPT2Config(vocab_size, n_positions, n_embd, n_layer, n_head)` as in `policy.config`, the
     first `n_actions` logits of that model are this policy's exactly; the rest, of prompts and pad
     token, must be suppressed. Linear weights are stored transposed there.
+
+    Raises:
+        TypeError: not a PolicyModel.
     """
+    check_type("policy", policy, PolicyModel, "a PolicyModel")
     weights = {}
     for name, weight in policy.body.state_dict().items():
         name = name.replace(".c_fc.", ".mlp.c_fc.")

@@ -191,13 +191,14 @@ def train_dpo(
     device = training.pick_device(device)
     generator = training.make_generator(seed)
     start = reference if start is None else start
-    policy = training.trainable_copy(start, world).to(device)
     check_fits(reference, world)
+    policy = training.trainable_copy(start, world).to(device)
     reference = copy.deepcopy(reference).to(device).requires_grad_(False)
     train, held_out = preferences.to(device).split(1 - settings.held_out, seed)
     with torch.no_grad():  # once: the reference does not change
         ref_train, ref_held_out = pair_logps(reference, train), pair_logps(reference, held_out)
     yardstick = yardstick or make_yardstick(world, reference, settings.beta)
+    check_type("yardstick", yardstick, Yardstick, "a Yardstick or None")
     state = DPOState(policy, settings, generator)
 
     def measure() -> Metrics:

@@ -20,7 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_toy.checks import check_generator, check_ids, check_shapes, check_tensors, shown
+from rlhf_toy import checks
+from rlhf_toy.checks import (
+    check_generator,
+    check_ids,
+    check_shapes,
+    check_tensors,
+    check_type,
+    shown,
+)
 from rlhf_toy.envs.text_world import TextWorld, response_mask, unwrap
 from rlhf_toy.losses import token_logps
 
@@ -40,9 +48,16 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 64
 
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd"):
+            checks.check_count(name, getattr(self, name))
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+
     @classmethod
     def for_world(cls, world: TextWorld, **sizes: int) -> GPTConfig:
         """Return the configuration that fits a world; `sizes` as in the class."""
+        world = unwrap(world)
         ids = world.vocab_size, world.max_length + 1, world.n_actions, world.end_token
         return cls(*ids, world.vocabulary, **sizes)
 
@@ -119,6 +134,8 @@ class _Model(nn.Module):
 
     def __init__(self, config: GPTConfig, generator: torch.Generator) -> None:
         super().__init__()
+        check_type("config", config, GPTConfig, "a GPTConfig, see GPTConfig.for_world")
+        check_generator(generator)
         self.config = config
         self.vocabulary, self.end_token = config.vocabulary, config.end_token
         with torch.device("meta"):  # no draw from the global random state

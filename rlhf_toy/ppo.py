@@ -251,8 +251,8 @@ def train_ppo(
     device = training.pick_device(device)
     generator = training.make_generator(seed, device)
     start = reference if start is None else start
-    policy = training.trainable_copy(start, world).to(device)
     check_fits(reference, world)
+    policy = training.trainable_copy(start, world).to(device)
     reference = copy.deepcopy(reference).to(device).requires_grad_(False)
     critic = ValueModel(policy.config, training.make_generator(seed))
     critic.start_from(policy)
@@ -261,6 +261,7 @@ def train_ppo(
         check_fits(reward, world)
         reward = copy.deepcopy(reward).to(device)
     yardstick = yardstick or make_yardstick(world, reference, settings.beta)
+    check_type("yardstick", yardstick, Yardstick, "a Yardstick or None")
     state = PPOState(policy, critic, settings, generator)
     inputs = {"world": world.fingerprint, "reference": reference, "start": policy}
     if checkpoint is not None:

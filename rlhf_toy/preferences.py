@@ -118,9 +118,14 @@ class PreferenceDataset:
         """
         responses = self.world.pad(torch.cat([self.chosen, self.rejected]))
         rows = torch.cat([self.prompts.repeat(2)[:, None], responses], dim=1)
-        # One number for each row, because sorting numbers is far faster than sorting rows.
-        base = self.world.vocab_size ** torch.arange(rows.shape[1], device=rows.device)
-        keys, index = (rows * base).sum(1).unique(return_inverse=True)
+        # One number for each row: sorting numbers is far faster than sorting rows. The first
+        # column counts least; before a number could overflow, it becomes its rank.
+        keys, largest = torch.zeros_like(rows[:, 0]), 1
+        for column in rows.T.flip(0):
+            if largest > 2**62 // self.world.vocab_size:
+                keys, largest = keys.unique(return_inverse=True)[1], len(rows)
+            keys, largest = keys * self.world.vocab_size + column, largest * self.world.vocab_size
+        keys, index = keys.unique(return_inverse=True)
         numbers = torch.arange(len(rows), device=rows.device)
         first = torch.empty_like(keys).scatter_(0, index, numbers)
         return rows[first, 0], rows[first, 1:], index

@@ -70,8 +70,8 @@ def trainable_copy(policy: nn.Module, world: TextWorld) -> PolicyModel:
         TypeError: the policy is not a GPT, so training needs a GPT to start from.
         ValueError: it was made for another world.
     """
-    check_type("start", policy, PolicyModel, "a PolicyModel, since a table cannot be trained")
     check_fits(policy, world)
+    check_type("start", policy, PolicyModel, "a PolicyModel, since a table cannot be trained")
     return copy.deepcopy(policy).requires_grad_(True)
 
 
@@ -342,6 +342,7 @@ def run_steps(
             state.
         ValueError: the checkpoint cannot be used.
     """
+    check_type("watch", watch, (Callable, type(None)), "a function or None")
     history, name = History(), checkpoint.name
     if saved := checkpoint.load():
         state.load_state_dict(saved["state"])
@@ -358,7 +359,9 @@ def run_steps(
             if step % record_every == 0 or is_last:
                 history.record(step, metrics)
             if step % measure_every == 0 or is_last:
-                history.record(step, measure())
+                measured = measure()
+                check_finite(name, state, measured)
+                history.record(step, measured)
             bar.update()
             bar.set_postfix(history.labelled(shown_metrics), refresh=False)
             if is_last or step % CHECKPOINT_EVERY == 0:

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_toy import preferences as module
 from rlhf_toy.annotators import BradleyTerryAnnotator
-from rlhf_toy.envs import WordMDP
+from rlhf_toy.envs import TextWorld, WordMDP
 from rlhf_toy.exact import response_logps, response_rewards
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.preferences import PreferenceDataset, collect_preferences
@@ -342,3 +342,24 @@ def test_messages_stay_short(world, tmp_path, line):
     with pytest.raises(ValueError) as error:
         PreferenceDataset.load(path, world)
     assert len(str(error.value)) < 1_000
+
+
+def test_long_responses_are_told_apart():
+    class Long(TextWorld):
+        fingerprint = "long"
+
+        def __init__(self):
+            words = [f"w{i}" for i in range(48)]
+            super().__init__(("p", "q"), words, max_length=32, has_end_token=True)
+
+    world, generator = Long(), make_generator(0)
+    chosen, rejected = torch.randint(48, (2, 400, 32), generator=generator)
+    chosen[200:] = chosen[:200]  # every chosen response occurs twice, with one other word in half
+    chosen[300:, 0] = (chosen[300:, 0] + 1) % 48
+    pairs = PreferenceDataset(world, torch.arange(400) % 2, chosen, rejected)
+    prompts, responses, index = pairs.unique_responses()
+    both = torch.cat([chosen, rejected])
+    rows = torch.cat([pairs.prompts.repeat(2)[:, None], both], dim=1)
+    assert len(responses) == len(rows.unique(dim=0)) == 700
+    assert torch.equal(responses[index], both)
+    assert torch.equal(prompts[index], rows[:, 0])

@@ -10,7 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_choice, check_number, check_positive, check_same_shape, check_type
+from rlhf_toy.checks import (
+    check_choice,
+    check_ids,
+    check_number,
+    check_positive,
+    check_same_shape,
+    check_type,
+)
 
 __all__ = [
     "AGGREGATES", "ESTIMATORS", "aggregate_loss", "approx_kl", "gae", "masked_mean",
@@ -123,7 +130,7 @@ def token_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
 
     Raises:
         TypeError: something that is not a tensor.
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or ids that are no actions.
     """
     check_type("logits", logits, Tensor, "a tensor [B, T, A]")
     if logits.dim() != 3:
@@ -131,6 +138,7 @@ def token_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
     check_same_shape(responses=responses, mask=mask, logits_without_actions=logits[..., 0])
     mask = mask.bool()
     actions = responses.masked_fill(~mask, 0)  # a pad token is no action
+    check_ids("responses on real tokens", actions, logits.shape[-1])
     logits = logits.masked_fill(~mask[..., None], 0.0)
     logps = logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
     return logps.masked_fill(~mask, 0.0)
