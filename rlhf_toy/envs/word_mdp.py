@@ -163,7 +163,7 @@ class WordMDP(TextWorld):
         kept = [(y, p) for y, p in short if spec.is_grammatical([kinds[word] for word in y])]
         if not any(sum(chances) for _, chances in kept):
             found = f"no review of the corpus has this grammar and at most {self.max_length} words"
-            raise ValueError(f"{found}: change grammar, shares of modified phrases, or max_length")
+            raise ValueError(f"{found}: change the grammar, the shares of phrases, or max_length")
         probabilities = torch.tensor([chances for _, chances in kept], dtype=torch.float64).T
         tokens = torch.stack([self.encode_words(words) for words, _ in kept])
         return tokens, probabilities / probabilities.sum(1, keepdim=True)
