@@ -70,8 +70,8 @@ def trainable_copy(policy: nn.Module, world: TextWorld) -> PolicyModel:
         TypeError: the policy is not a GPT, so training needs a GPT to start from.
         ValueError: it was made for another world.
     """
-    check_fits(policy, world)
     check_type("start", policy, PolicyModel, "a PolicyModel, since a table cannot be trained")
+    check_fits(policy, world)
     return copy.deepcopy(policy).requires_grad_(True)
 
 
@@ -386,9 +386,9 @@ def check_finite(name: str, state: State, metrics: Metrics) -> None:
     values = {key: torch.as_tensor(value).detach() for key, value in metrics.items()}
     if weights:
         values["the sum of the weights"] = torch.cat(weights).sum()
-    device = next(iter(values.values())).device
-    checked = torch.stack([value.double().to(device) for value in values.values()])
-    if checked.isfinite().all():  # the only wait for the device in a step
+    device = next((value.device for value in values.values()), "cpu")
+    checked = [value.double().to(device) for value in values.values()]
+    if not checked or torch.stack(checked).isfinite().all():  # a step's only wait for the device
         return
     metric, value = next(item for item in values.items() if not item[1].isfinite())
     where = f"{name} stopped at step {state.step}: {metric} is {float(value)}."
