@@ -21,14 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_toy import checks
-from rlhf_toy.checks import (
-    check_generator,
-    check_ids,
-    check_shapes,
-    check_tensors,
-    check_type,
-    shown,
-)
 from rlhf_toy.envs.text_world import TextWorld, response_mask, unwrap
 from rlhf_toy.losses import token_logps
 
@@ -134,8 +126,8 @@ class _Model(nn.Module):
 
     def __init__(self, config: GPTConfig, generator: torch.Generator) -> None:
         super().__init__()
-        check_type("config", config, GPTConfig, "a GPTConfig, see GPTConfig.for_world")
-        check_generator(generator)
+        checks.check_type("config", config, GPTConfig, "a GPTConfig, see GPTConfig.for_world")
+        checks.check_generator(generator)
         self.config = config
         self.vocabulary, self.end_token = config.vocabulary, config.end_token
         with torch.device("meta"):  # no draw from the global random state
@@ -147,9 +139,8 @@ class _Model(nn.Module):
             elif ".ln_" in name:
                 nn.init.ones_(weight)
             else:
-                std = config.n_embd**-0.5
-                if name.endswith("c_proj.weight"):
-                    std /= (2 * config.n_layer) ** 0.5
+                depth = 2 * config.n_layer if name.endswith("c_proj.weight") else 1
+                std = config.n_embd**-0.5 / depth**0.5
                 nn.init.normal_(weight, std=std, generator=generator)
 
     @property
@@ -195,14 +186,9 @@ class PolicyModel(_Model, _Policy):
     """
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Return the logits of every token of the responses, each given what comes before it.
+        """Return the logits of each token given those before it: [B], [B, T] → [B, T, A].
 
-        Args:
-            prompts: [B] prompt indices.
-            responses: [B, T] token ids, padded after their end.
-
-        Returns:
-            [B, T, A] logits; entry t is for y_{t+1} in the state s_t.
+        Entry t is for y_{t+1} in the state s_t. Responses are padded after their end.
         """
         hidden, _ = self.body(self.sequence(prompts, responses[:, :-1]))
         return self.logits(hidden)
@@ -247,13 +233,13 @@ class TablePolicy(_Policy):
     ) -> None:
         super().__init__()
         world = unwrap(world)
-        check_tensors(logits=logits)
+        checks.check_tensors(logits=logits)
         start = torch.zeros(world.n_prompts, dtype=torch.long) if start is None else start
         kind = "XSA" if logits.dim() == 3 else "SA"
         tables = {"logits": (logits, kind), "successors": (successors, "SA"), "start": (start, "X")}
-        sizes = check_shapes({"X": world.n_prompts, "A": world.n_actions}, **tables)
-        check_ids("successors", successors, sizes["S"])
-        check_ids("start", start, sizes["S"])
+        sizes = checks.check_shapes({"X": world.n_prompts, "A": world.n_actions}, **tables)
+        checks.check_ids("successors", successors, sizes["S"])
+        checks.check_ids("start", start, sizes["S"])
         if not logits.isfinite().all():
             raise ValueError("logits must be finite: give every action a probability above 0")
         self.vocabulary, self.end_token = world.vocabulary, world.end_token
@@ -333,7 +319,8 @@ class ValueModel(_ScalarModel):
 def check_fits(model: nn.Module, world: TextWorld) -> None:
     """Raise unless the model was made for a world with these prompts, words and length."""
     if not hasattr(model, "vocabulary"):
-        raise TypeError(f"expected a model such as PolicyModel or RewardModel, got {shown(model)}")
+        got = checks.shown(model)
+        raise TypeError(f"expected a model such as PolicyModel or RewardModel, got {got}")
     if model.vocabulary != world.vocabulary:
         here = f"{world.n_prompts} prompts, {world.n_words} words, max_length {world.max_length}"
         reason = f"was made for another world, whose prompts and words are not those here ({here})"
@@ -375,7 +362,7 @@ class Rollout(Rows):
 def sample(
     policy: Policy, world: TextWorld, prompts: Tensor, generator: torch.Generator
 ) -> Rollout:
-    """Sample a response to each prompt, y ~ π_θ(·|x), at temperature 1, with a KV cache.
+    """Return a `Rollout` without gradient: a response to each prompt, y ~ π_θ(·|x).
 
     Args:
         policy: the language model, or a table.
@@ -383,17 +370,14 @@ def sample(
         prompts: [B] prompt indices, on the policy's device.
         generator: the source of randomness, on the same device.
 
-    Returns:
-        A `Rollout`, without gradient.
-
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: prompts that the world does not have, or a policy made for another world.
     """
     world = unwrap(world)
     check_fits(policy, world)
-    check_ids("prompts", prompts, world.n_prompts, dim=1)
-    check_generator(generator)
+    checks.check_ids("prompts", prompts, world.n_prompts, dim=1)
+    checks.check_generator(generator)
     columns = []
     with torch.inference_mode():
         tokens, past = world.prompt_tokens(prompts), None

@@ -222,11 +222,7 @@ def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str
 class State(Stateful):
     """Everything that changes during training: a trainer's state adds models and optimizer.
 
-    Args:
-        generator: the source of all randomness from here on.
-
-    Attributes:
-        step: the number of steps done so far.
+    `generator` is the source of all randomness from here on, `step` the number of steps done.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -242,8 +238,7 @@ class Checkpoint:
     Args:
         path: the file. Its folder must exist. None: nothing is saved.
         name: of the kind of run, which progress bar and error messages show too.
-        settings: the trainer's frozen dataclass.
-        seed: of the run.
+        settings, seed: of the run; settings are the trainer's frozen dataclass.
         inputs: what else decides the result: tensors, models, plain values, or tuples of them.
 
     Raises:
@@ -330,9 +325,9 @@ def run_steps(
         measure: returns further metrics, after every `measure_every`-th step and the last.
         record_every: steps between two records of the step's own metrics.
         shown_metrics: metrics to show beside the bar, as {metric: short label}.
-        watch: called after every step with the number of steps done so far, the state's policy and
-            the history, in place of the progress bar. The run waits until it returns. What it
-            raises ends the run, which is saved first, so it can resume from this step.
+        watch: called after every step with the steps done so far, the state's policy and the
+            history, in place of the progress bar. The run waits for it. What it raises ends the
+            run, which is saved first, so it can resume from this step.
 
     Returns:
         the history of all steps, with those that the checkpoint had.
