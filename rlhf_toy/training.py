@@ -223,10 +223,7 @@ class State(Stateful):
     """Everything that changes during training: a trainer's state adds models and optimizer.
 
     Args:
-        generator: the source of all randomness from here on.
-
-    Attributes:
-        step: the number of steps done so far.
+        generator: the source of all randomness from here on; `step` counts the steps done.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
