@@ -7,8 +7,8 @@ at a size that trains on a laptop in seconds. A sequence is one prompt token and
     token      prompt   y_1   y_2  …  y_T
     state      s_0      s_1   s_2  …  s_T
 
-so that the output at position t is about the state s_t = (x, y_1 … y_t): the policy head gives the
-logits of y_{t+1}, the value head V(s_t), and the reward head, read at the last real token, r(x, y).
+The output at position t is about the state s_t = (x, y_1 … y_t): the policy head gives the logits of
+y_{t+1}, the value head V(s_t), and the reward head, at the last real token, r(x, y).
 """
 
 from __future__ import annotations
@@ -120,8 +120,7 @@ class _Model(nn.Module):
     """A body with a head. Weights are drawn from `generator`.
 
     Their standard deviation is 1/√n_embd, less on the way into the residual path. GPT-2's 0.02 is
-    made for far wider nets: at this size it starts all prompts almost alike, and a policy that
-    cannot tell them apart unlearns for all what is bad for most.
+    made for far wider networks: at this size, all prompts would look almost alike at the start.
     """
 
     def __init__(self, config: GPTConfig, generator: torch.Generator) -> None:
@@ -149,7 +148,7 @@ class _Model(nn.Module):
         return self.body.wte.weight.device
 
     def sequence(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Prompt indices [B] and responses [B, T] as the tokens [B, T + 1] that the body reads."""
+        """Return the tokens [B, T + 1] that the body reads: the prompts', then the responses."""
         return torch.cat([prompts[:, None] + self.config.n_actions + 1, responses], dim=1)
 
 
@@ -164,14 +163,12 @@ class _Policy(nn.Module):
     ) -> Tensor:
         """Return log π(action | state) of each token, [B], [B, T] → [B, T], in nats.
 
+        Entries after a response's end are 0, so a row's sum is log π(y|x).
+
         Args:
             prompts: [B] prompt indices.
             responses: [B, T] the tokens that were written, which decide the states.
-            actions: [B, T] the tokens that were chosen; the responses themselves by default. They
-                differ in a world with stochastic transitions.
-
-        Returns:
-            [B, T]; 0 after a response's end, so a row's sum is log π(y|x).
+            actions: [B, T] the tokens that were chosen, if the world may write other ones.
         """
         mask = response_mask(responses, self.end_token)
         chosen = responses if actions is None else actions
@@ -198,14 +195,10 @@ class PolicyModel(_Model, _Policy):
         return hidden @ self.body.wte.weight[: self.config.n_actions].T
 
     def next_logits(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Read one more token of each sequence, and return the logits of the next action.
+        """Read one more token [B] of each sequence, and return the next action's logits [B, A].
 
-        Args:
-            tokens: [B] token ids; the prompts' tokens where `past` is None.
-            past: the cache that the call before returned.
-
-        Returns:
-            [B, A] logits and the cache for the next call.
+        The first tokens are the prompts' (`past` is None); later calls take the cache of the call
+        before. The cache for the next call is returned as well.
         """
         hidden, past = self.body(tokens[:, None], past)
         return self.logits(hidden)[:, 0], past
@@ -214,8 +207,7 @@ class PolicyModel(_Model, _Policy):
 class TablePolicy(_Policy):
     """A policy that is a table over the states of a finite automaton, such as a Markov chain.
 
-    Writing a token a in state s leads to state `successors[s, a]`. Wherever a reference policy is
-    wanted, this can stand in for a GPT.
+    Writing token a in state s leads to state `successors[s, a]`. It can be a reference policy.
 
     Args:
         world: whose prompts and words it uses.
