@@ -7,8 +7,8 @@ at a size that trains on a laptop in seconds. A sequence is one prompt token and
     token      prompt   y_1   y_2  …  y_T
     state      s_0      s_1   s_2  …  s_T
 
-The output at position t is about the state s_t = (x, y_1 … y_t): the policy head gives the logits of
-y_{t+1}, the value head V(s_t), and the reward head, at the last real token, r(x, y).
+The output at position t is about the state s_t = (x, y_1 … y_t): the policy head gives the logits
+of y_{t+1}, the value head V(s_t), and the reward head, at the last real token, r(x, y).
 """
 
 from __future__ import annotations
