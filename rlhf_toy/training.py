@@ -136,7 +136,7 @@ class History(Stateful):
 
     def record(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
         """Add metrics of a step; a second call for the same step extends its row."""
-        if not self.rows or self.rows[-1]["step"] != step:
+        if metrics and (not self.rows or self.rows[-1]["step"] != step):
             self.rows.append({"step": step})
         for name, value in metrics.items():
             self.rows[-1][name] = value.item() if isinstance(value, Tensor) else float(value)

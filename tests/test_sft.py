@@ -88,6 +88,7 @@ def test_batch_size_is_how_many_texts_an_update_reads_and_an_epoch_reads_all(upd
 
 def test_steps_and_log_every_are_when_the_loss_is_recorded():
     _, history = train_reference(WORLD, SHORT, device="cpu")
+    assert [row.keys() for row in history.rows] == [{"step", "loss"}] * 3
     assert history.series("loss")[0] == [3, 6, 8]
 
 
