@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.dpo import (
-    LOSSES,
     DPOSettings,
     DPOState,
     dpo_iteration,
@@ -61,6 +60,7 @@ def slope(name, h):
     as_labelled = -BETA * sigmoid(-BETA * h)
     if name == "dpo":
         return as_labelled
+    assert name == "cdpo"
     return (1 - EPSILON) * as_labelled + EPSILON * BETA * sigmoid(BETA * h)
 
 
@@ -173,7 +173,7 @@ def flat(update):
     return torch.cat([g.flatten() for g in update[1]])
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_loss_names_the_loss_whose_gradient_is_followed(updates, name):
     settings = replace(SETTINGS[name], batch_size=300)
     (update,), metrics = steps(settings, updates)

@@ -26,7 +26,7 @@ LAYERS = (
     ("models",),
     ("training", "annotators"),
     ("preferences", "exact", "bradley_terry"),
-    ("sft", "reward_model", "policy_gradient", "ppo", "dpo", "best_of_n"),
+    ("sft", "reward_model", "ppo", "dpo", "best_of_n"),
     ("plots", "bridge"),
     ("course", "__main__"),
 )

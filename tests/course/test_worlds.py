@@ -16,7 +16,7 @@ def test_every_world_can_be_enumerated_and_has_a_corpus(name):
 
 
 def test_the_second_world_differs_in_subject_and_in_every_size():
-    assert WORLDS == {"reviews": REVIEWS, "dishes": DISHES}
+    assert WORLDS["reviews"] == REVIEWS and WORLDS["dishes"] == DISHES
     assert not {*DISHES.prompts, *DISHES.adjectives} & {*REVIEWS.prompts, *REVIEWS.adjectives}
     for field in ("prompts", "adjectives", "intensifiers"):
         assert len(getattr(DISHES, field)) != len(getattr(REVIEWS, field))
