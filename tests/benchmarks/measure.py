@@ -28,11 +28,11 @@ from rlhf_toy.course.widgets.word_by_word import WordByWord
 from rlhf_toy.dpo import DPOSettings, train_dpo
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.exact import Yardstick, response_logps
-from rlhf_toy.models import GPTConfig, PolicyModel
-from rlhf_toy.ppo import train_ppo
+from rlhf_toy.models import GPTConfig, PolicyModel, sample
+from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
-from rlhf_toy.reward_model import pair_rewards, train_reward_model
-from rlhf_toy.sft import train_reference
+from rlhf_toy.reward_model import RewardModelSettings, pair_rewards, train_reward_model
+from rlhf_toy.sft import SFTSettings, train_reference
 from rlhf_toy.training import make_generator
 
 WORLD = WordMDP()
@@ -56,6 +56,38 @@ def logps() -> None:
         seconds = time.perf_counter() - start
         per_250k = seconds * 250_000 / count
         print(f"{count:,} responses: {seconds:.2f} s, {per_250k:.2f} s per 250,000")
+
+
+def steps() -> None:
+    """Milliseconds of a step of 256 pairs, of a PPO iteration, and of sampling 1,024 responses."""
+    reference, _ = train_reference(WORLD, SFTSettings(steps=100))
+    pairs = collect_preferences(
+        reference, WORLD, BradleyTerryAnnotator(), 20_000, make_generator(1, reference.device)
+    )
+    generator = make_generator(0, reference.device)
+    prompts = WORLD.sample_prompts(1_024, generator)
+    rewards, common = WORLD.response_rewards, {"batch_size": 256, "measure_every": 10_000}
+    runs = {
+        "DPO step": lambda n: train_dpo(pairs, reference, DPOSettings(steps=n, **common)),
+        "reward-model step": lambda n: train_reward_model(
+            pairs, RewardModelSettings(steps=n, **common)
+        ),
+        "PPO iteration": lambda n: train_ppo(
+            WORLD, reference, rewards, PPOSettings(iterations=n, measure_every=10_000)
+        ),
+    }
+    for name, run in runs.items():
+        few, many = ([_seconds(partial(run, n)) for _ in range(3)] for n in (5, 45))
+        each = (statistics.median(many) - statistics.median(few)) / 40
+        print(f"{name}: {1e3 * each:.1f} ms", flush=True)
+    draw = partial(sample, reference, WORLD, prompts, generator)
+    print(f"sampling: {1e3 * statistics.median(_seconds(draw) for _ in range(15)):.1f} ms")
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def ppo() -> None:
@@ -204,7 +236,7 @@ def _slider_moves(widget: ipywidgets.Widget) -> Iterator[Callable[[], None]]:
 
 if __name__ == "__main__":
     measurements = {
-        f.__name__: f for f in (startup, logps, ppo, reward_model, dpo, dpo_rounds, redraws)
+        f.__name__: f for f in (startup, logps, steps, ppo, reward_model, dpo, dpo_rounds, redraws)
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=measurements)
