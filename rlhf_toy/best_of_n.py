@@ -16,7 +16,8 @@ from torch import Tensor
 from rlhf_toy import checks, training
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
-from rlhf_toy.models import Policy, check_fits, sample
+from rlhf_toy.models import Policy, check_fits
+from rlhf_toy.sampling import sample
 from rlhf_toy.training import History, Metrics
 
 

@@ -1,4 +1,4 @@
-"""The small GPT with its policy, reward and value heads, and sampling with a KV cache.
+"""The small GPT with its policy, reward and value heads, and policies that are tables.
 
 The architecture is GPT-2's (pre-norm blocks, learned positions, tanh GELU, tied output weights),
 at a size that trains on a laptop in seconds. A sequence is one prompt token and then the response:
@@ -13,8 +13,7 @@ of y_{t+1}, the value head V(s_t), and the reward head, at the last real token, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -317,74 +316,3 @@ def check_fits(model: nn.Module, world: TextWorld) -> None:
         here = f"{world.n_prompts} prompts, {world.n_words} words, max_length {world.max_length}"
         reason = f"was made for another world, whose prompts and words are not those here ({here})"
         raise ValueError(f"the {type(model).__name__} {reason}")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Tensors with one row a response, which are indexed together."""
-
-    def __len__(self) -> int:
-        return len(getattr(self, fields(self)[0].name))
-
-    def __getitem__(self, rows: slice | Tensor) -> Self:
-        """Return some of the rows, by a slice, a mask or indices."""
-        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-@dataclass(frozen=True)
-class Rollout(Rows):
-    """Sampled responses."""
-
-    prompts: Tensor  # [B] prompt indices
-    actions: Tensor  # [B, T] what the policy chose, padded
-    responses: Tensor  # [B, T] what the world appended: the same unless transitions are stochastic
-    logps: Tensor  # [B, T] log π(action | state) in nats, 0 after the end
-    mask: Tensor  # [B, T] True up to and including the end
-
-    def distinct(self) -> tuple[Rollout, Tensor]:
-        """Return each different row once, U of them, and which of them each row was: [B]."""
-        rows = torch.cat([self.prompts[:, None], self.actions, self.responses], dim=1)
-        _, index, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
-        places = torch.arange(len(rows), device=rows.device)
-        first = torch.empty_like(counts)  # "amin" makes the choice among equal rows reproducible
-        first.scatter_reduce_(0, index, places, "amin", include_self=False)
-        return self[first], index
-
-
-def sample(
-    policy: Policy, world: TextWorld, prompts: Tensor, generator: torch.Generator
-) -> Rollout:
-    """Return a `Rollout` without gradient: a response to each prompt, y ~ π_θ(·|x).
-
-    Args:
-        policy: the language model, or a table.
-        world: where the words are appended, bare or in Gymnasium's wrappers.
-        prompts: [B] prompt indices, on the policy's device.
-        generator: the source of randomness, on the same device.
-
-    Raises:
-        TypeError: an argument of the wrong kind.
-        ValueError: prompts that the world does not have, or a policy made for another world.
-    """
-    world = unwrap(world)
-    check_fits(policy, world)
-    checks.check_ids("prompts", prompts, world.n_prompts, dim=1)
-    checks.check_generator(generator)
-    columns = []
-    with torch.inference_mode():
-        tokens, past = world.prompt_tokens(prompts), None
-        over = torch.zeros_like(prompts, dtype=torch.bool)
-        for _ in range(world.max_length):
-            logits, past = policy.next_logits(tokens, past)
-            logps = logits.log_softmax(-1)  # [B, A]
-            action = torch.multinomial(logps.exp(), 1, generator=generator)
-            logp = logps.gather(1, action)[:, 0].masked_fill(over, 0.0)
-            uniforms = torch.rand(len(prompts), generator=generator, device=prompts.device)
-            token = world.transition(action[:, 0], uniforms)
-            action, tokens = (x.masked_fill(over, world.pad_token) for x in (action[:, 0], token))
-            columns.append((action, tokens, logp, ~over))
-            if world.end_token is not None:
-                over = over | (tokens == world.end_token)
-        drawn = [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
-    # Clones of what inference mode made can be used where gradients are taken.
-    return Rollout(prompts, *(x.clone() for x in drawn))

@@ -18,7 +18,8 @@ from rlhf_toy.checks import check_choice, check_scores, check_settings, check_ty
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
-from rlhf_toy.models import Policy, PolicyModel, Rollout, ValueModel, check_fits, sample
+from rlhf_toy.models import Policy, PolicyModel, ValueModel, check_fits
+from rlhf_toy.sampling import Rollout, sample
 from rlhf_toy.training import History, Metrics, Reward
 
 

@@ -17,7 +17,8 @@ from rlhf_toy.annotators import Annotator, check_annotator
 from rlhf_toy.checks import check_count, check_ids, check_number, check_shapes, check_type, shown
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.files import atomic_file
-from rlhf_toy.models import PolicyModel, sample
+from rlhf_toy.models import PolicyModel
+from rlhf_toy.sampling import sample
 from rlhf_toy.training import make_generator, pick_device
 
 COLUMNS = ("prompt", "chosen", "rejected")

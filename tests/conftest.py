@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from rlhf_toy.envs import PromptBandit, TextWorld, WordMDP
-from rlhf_toy.models import GPTConfig, PolicyModel, Rollout, TablePolicy
+from rlhf_toy.models import GPTConfig, PolicyModel, TablePolicy
+from rlhf_toy.sampling import Rollout
 from rlhf_toy.training import make_generator
 
 

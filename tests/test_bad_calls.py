@@ -32,6 +32,7 @@ from rlhf_toy import (
     ppo,
     preferences,
     reward_model,
+    sampling,
     sft,
     training,
 )
@@ -559,8 +560,8 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
     ),
     "training.make_generator": (make_generator, {"seed": (0, seed), "device": ("cpu", device)}),
     "training.pick_device": (training.pick_device, {"device": ("cpu", device)}),
-    "models.sample": (
-        models.sample,
+    "sampling.sample": (
+        sampling.sample,
         {
             "policy": (POLICY, model),
             "world": (WORLD, world),

@@ -1,23 +1,18 @@
-"""The GPT: what it may look at, what it must ignore, and how it writes."""
+"""The GPT: what it may look at, and what it must ignore."""
 
 import random
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
 from torch.testing import assert_close
 
-from rlhf_toy.envs import SlipperyWordMDP
 from rlhf_toy.envs.text_world import response_mask
-from rlhf_toy.exact import response_logps
 from rlhf_toy.models import (
     GPTConfig,
     PolicyModel,
     RewardModel,
-    Rollout,
     ValueModel,
-    sample,
 )
 
 MODELS = (PolicyModel, RewardModel, ValueModel)
@@ -187,112 +182,3 @@ def test_a_critic_starts_with_a_copy_of_another_models_body(world):
     with torch.no_grad():
         critic.body.wte.weight.zero_()  # a copy: the policy keeps its own
     assert policy.body.wte.weight.any()
-
-
-# How it writes
-
-
-def sample_without_cache(policy, world, prompts, generator):
-    """What `sample` does, reading everything again for each word."""
-    responses = torch.full((len(prompts), world.max_length), world.pad_token)
-    actions, over = responses.clone(), torch.zeros(len(prompts), dtype=torch.bool)
-    for t in range(world.max_length):
-        probabilities = policy(prompts, responses)[:, t].softmax(-1)
-        action = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-        token = world.transition(action, torch.rand(len(prompts), generator=generator))
-        actions[:, t] = torch.where(over, world.pad_token, action)
-        responses[:, t] = torch.where(over, world.pad_token, token)
-        over |= token == world.end_token if world.end_token is not None else False
-    return actions, responses
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["world", "bandit", "slippery"])
-def test_sampling_with_a_cache_equals_sampling_without(world, bandit, name, scale):
-    env = {"world": world, "bandit": bandit, "slippery": SlipperyWordMDP(0.3, max_length=4)}[name]
-    policy = make_model(PolicyModel, env, scale=scale)
-    prompts = env.sample_prompts(300, torch.Generator().manual_seed(1))
-    rollout = sample(policy, env, prompts, torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        actions, responses = sample_without_cache(
-            policy, env, prompts, torch.Generator().manual_seed(2)
-        )
-        logps = policy(prompts, responses).log_softmax(-1)
-    assert torch.equal(rollout.actions, actions)
-    assert torch.equal(rollout.responses, responses)
-    assert torch.equal(rollout.mask, env.response_mask(responses))
-    taken = logps.gather(-1, actions.clamp(max=env.n_actions - 1)[..., None])[..., 0]
-    assert_close(rollout.logps, taken * rollout.mask, rtol=0, atol=1e-10)
-    if name == "slippery":
-        slips = (rollout.actions != rollout.responses)[rollout.mask].double().mean()
-        assert 0.2 < slips < 0.4
-    else:
-        assert torch.equal(rollout.actions, rollout.responses)
-        exact = policy.token_logps(prompts, responses)
-        assert_close(rollout.logps, exact.detach(), rtol=0, atol=1e-10)
-
-
-def test_float32_samples_have_the_log_probabilities_of_one_forward_pass(world):
-    policy = make_model(PolicyModel, world).float()
-    prompts = world.sample_prompts(300, torch.Generator().manual_seed(1))
-    rollout = sample(policy, world, prompts, torch.Generator().manual_seed(2))
-    exact = policy.token_logps(prompts, rollout.responses).detach()
-    assert_close(rollout.logps, exact, rtol=0, atol=1e-5)
-
-
-def test_after_the_end_there_are_only_pads_of_log_probability_0(world):
-    policy = make_model(PolicyModel, world)
-    prompts = world.sample_prompts(300, torch.Generator().manual_seed(1))
-    rollout = sample(policy, world, prompts, torch.Generator().manual_seed(2))
-    lengths = rollout.mask.sum(1)
-    assert lengths.unique().tolist() == [1, 2, 3]
-    assert (rollout.responses[~rollout.mask] == world.pad_token).all()
-    assert (rollout.responses[rollout.mask] < world.n_actions).all()
-    assert (rollout.logps[~rollout.mask] == 0).all()
-    assert (rollout.logps[rollout.mask] < 0).all()
-
-
-def test_distinct_keeps_one_row_of_each_and_says_where_the_others_went():
-    same = torch.tensor([[3, 1, 2], [0, 1, 2], [3, 1, 2], [3, 1, 0], [0, 1, 2]])
-    actions = torch.tensor([[1, 2], [1, 2], [1, 2], [1, 0], [2, 2]])
-    logps = torch.arange(5.0)[:, None].expand(5, 2)
-    rollout = Rollout(same[:, 0], actions, same[:, 1:], logps, actions > 0)
-    rows, index = rollout.distinct()
-    assert len(rows) == 4  # the first and the third are equal; the last differs in an action
-    assert index[0] == index[2] and len(index.unique()) == 4
-    for name in ("prompts", "actions", "responses"):
-        assert torch.equal(getattr(rows, name)[index], getattr(rollout, name))
-    assert rows.logps[index, 0].tolist() == [0, 1, 0, 3, 4]  # of equal rows, the first
-
-
-def test_samples_can_be_trained_on_and_touch_no_global_random_state(world):
-    policy = make_model(PolicyModel, world)
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    prompts = torch.zeros(5, dtype=torch.long)
-    rollout = sample(policy, world, prompts, torch.Generator().manual_seed(0))
-    again = sample(policy, world, prompts, torch.Generator().manual_seed(0))
-    other = sample(policy, world, prompts, torch.Generator().manual_seed(1))
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
-    assert torch.equal(rollout.responses, again.responses)
-    assert not torch.equal(rollout.responses, other.responses)
-    assert not rollout.logps.requires_grad
-    loss = (policy.token_logps(prompts, rollout.responses) * rollout.logps).sum()
-    loss.backward()
-    assert policy.body.wte.weight.grad.any()
-
-
-@pytest.mark.parametrize("name", ["world", "bandit"])
-def test_samples_are_as_frequent_as_their_exact_probabilities_say(world, bandit, name):
-    env = world if name == "world" else bandit
-    policy = make_model(PolicyModel, env, scale=1.5)
-    n = 20_000
-    prompts = torch.full((n,), 1)
-    responses = sample(policy, env, prompts, torch.Generator().manual_seed(3)).responses
-    counts = torch.bincount(env.response_index(responses), minlength=len(env.all_responses))
-    expected = n * response_logps(policy, env)[1].exp()
-    common = expected >= 10  # the rare ones are one cell together
-    cells = [[*x[common].tolist(), float(x[~common].sum())] for x in (counts, expected)]
-    cells = [row if cells[1][-1] > 0 else row[:-1] for row in cells]
-    assert len(cells[0]) > 5
-    assert chisquare(*cells).pvalue > 6e-7  # five sigma

@@ -16,7 +16,7 @@ import torch
 from rlhf_toy.checks import check_scores
 from rlhf_toy.envs import SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import make_yardstick
-from rlhf_toy.models import GPTConfig, PolicyModel, RewardModel, Rollout, ValueModel
+from rlhf_toy.models import GPTConfig, PolicyModel, RewardModel, ValueModel
 from rlhf_toy.ppo import (
     PPOSettings,
     PPOState,
@@ -25,6 +25,7 @@ from rlhf_toy.ppo import (
     ppo_loss,
     train_ppo,
 )
+from rlhf_toy.sampling import Rollout
 from rlhf_toy.training import make_generator
 
 BETA = 0.4

@@ -24,6 +24,7 @@ LAYERS = (
     ("checks", "files"),
     ("envs", "losses", "exact.bandit"),
     ("models",),
+    ("sampling",),
     ("training", "annotators"),
     ("preferences", "exact", "bradley_terry"),
     ("sft", "reward_model", "ppo", "dpo", "best_of_n"),

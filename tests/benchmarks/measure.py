@@ -28,10 +28,11 @@ from rlhf_toy.course.widgets.word_by_word import WordByWord
 from rlhf_toy.dpo import DPOSettings, train_dpo
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.exact import Yardstick, response_logps
-from rlhf_toy.models import GPTConfig, PolicyModel, sample
+from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import RewardModelSettings, pair_rewards, train_reward_model
+from rlhf_toy.sampling import sample
 from rlhf_toy.sft import SFTSettings, train_reference
 from rlhf_toy.training import make_generator
 

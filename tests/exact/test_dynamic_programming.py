@@ -22,7 +22,8 @@ from rlhf_toy.exact import (
     state_logps,
     tabular_mdp,
 )
-from rlhf_toy.models import PolicyModel, sample
+from rlhf_toy.models import PolicyModel
+from rlhf_toy.sampling import sample
 
 random_inputs = settings(deadline=None, derandomize=True, max_examples=40)
 seeds = st.integers(0, 2**32 - 1)

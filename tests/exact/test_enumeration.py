@@ -17,7 +17,8 @@ from rlhf_toy.exact import (
     state_logps,
 )
 from rlhf_toy.losses import token_rewards
-from rlhf_toy.models import PolicyModel, RewardModel, sample
+from rlhf_toy.models import PolicyModel, RewardModel
+from rlhf_toy.sampling import sample
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])

@@ -11,7 +11,8 @@ from rlhf_toy.checks import check_count, check_type, shown
 from rlhf_toy.course.widgets.annotator_files import Pair
 from rlhf_toy.course.widgets.taste import Taste, response_features
 from rlhf_toy.envs import WordMDP
-from rlhf_toy.models import PolicyModel, sample
+from rlhf_toy.models import PolicyModel
+from rlhf_toy.sampling import sample
 
 POOL_SIZE = 500  # pairs that are drawn ahead; the least certain one is chosen among them
 

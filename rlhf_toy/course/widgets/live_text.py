@@ -9,7 +9,8 @@ import torch
 
 from rlhf_toy.course.widgets.live_run import GAP, Settings, measurements
 from rlhf_toy.envs import TextWorld
-from rlhf_toy.models import PolicyModel, sample
+from rlhf_toy.models import PolicyModel
+from rlhf_toy.sampling import sample
 from rlhf_toy.training import History, make_generator
 
 N_PROMPTS = 3  # prompts whose responses are shown
