@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_toy import checks, training
+from rlhf_toy.checkpoints import Checkpoint
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
 from rlhf_toy.models import Policy, check_fits
@@ -181,7 +182,7 @@ def run_best_of_n(
         state,
         lambda: best_of_n_iteration(state, world, reference, scores, yardstick, settings),
         len(settings.ns),
-        training.Checkpoint(checkpoint, "best of n", settings, seed, **inputs),
+        Checkpoint(checkpoint, "best of n", settings, seed, **inputs),
         shown_metrics={"exact/scores": "score", "objective/scores": "estimated", "exact/kl": "kl"},
     )
     liked, kls = history.series("exact/scores")[1], history.series("exact/kl")[1]

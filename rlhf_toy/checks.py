@@ -207,18 +207,18 @@ def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
 def check_settings(settings: Any, **limits: Mapping[str, float]) -> None:
     """Raise a TypeError or ValueError unless the fields of a settings object are valid.
 
-    What a field may hold follows from its type: an `int` is at least 1, a `bool` True or False, and
-    a `float` finite and above 0, or within its `limits`. Fields of other types are not checked.
+    What a field may hold follows from its type: an `int` is at least 1 and a `float` finite and
+    above 0, or within their `limits`; a `bool` is True or False. Other types are not checked.
 
     Args:
         settings: a trainer's dataclass.
-        limits: for float fields with other limits, the arguments of `check_number`.
+        limits: for fields with other limits, the arguments of `check_count` or `check_number`.
     """
     for field in fields(settings):
         name, value = field.name, getattr(settings, field.name)
         kind = getattr(field.type, "__name__", str(field.type))  # the annotation, or its text
         if kind == "int":
-            check_count(name, value)
+            check_count(name, value, **limits.get(name, {}))
         elif kind == "bool":
             check_type(name, value, bool, "True or False")
         elif kind == "float" or (kind == "float | None" and value is not None):

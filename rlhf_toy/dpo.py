@@ -13,55 +13,89 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from rlhf_toy import training
+from rlhf_toy import losses, training
+from rlhf_toy.annotators import Annotator, check_annotator
+from rlhf_toy.checkpoints import Checkpoint
 from rlhf_toy.checks import check_choice, check_settings, check_type
+from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
-from rlhf_toy.losses import PairLogps, cdpo_loss, dpo_loss, ipo_loss, preference_accuracy
-from rlhf_toy.models import Policy, PolicyModel, check_fits
-from rlhf_toy.preferences import PreferenceDataset
+from rlhf_toy.losses import PairLogps, preference_accuracy
+from rlhf_toy.models import GPTConfig, Policy, ResidualPolicy, check_fits
+from rlhf_toy.preferences import PreferenceDataset, collect_preferences
 from rlhf_toy.training import BestSoFar, History, Metrics
 
 
 @dataclass(frozen=True)
 class DPOSettings:
-    """Settings of DPO, under the field's names."""
+    """Settings of DPO, under the field's names.
+
+    The defaults are for a network that starts at 0 beside the reference. To fine-tune the
+    reference's own weights (`start=reference`), take a `learning_rate` of about 5e-4, 100
+    `warmup_steps` and a `weight_decay` of 0.01.
+    """
 
     beta: float = 0.5  # KL weight
     loss: str = "dpo"  # a key of LOSSES
-    label_smoothing: float = 0.0  # share of labels taken to be wrong, for the loss "cdpo"
-    steps: int = 300
+    steps: int = 800
     batch_size: int = 512  # pairs
-    learning_rate: float = 5e-4  # falls linearly to 0 …
-    warmup_steps: int = 100  # … once it has risen: early leaps put mass on what no pair shows
+    learning_rate: float = 3e-3  # falls linearly to 0 …
+    warmup_steps: int = 0  # … once it has risen; 0: it starts at its highest
+    weight_decay: float = 1.0  # strong: few pairs, and people's answers are noisy
     held_out: float = 0.1  # share of the pairs that are kept for measuring
     early_stopping: bool = True  # return the policy that was best on the held-out pairs
-    measure_every: int = 25  # steps between two measurements, exact and on the held-out pairs
+    measure_every: int = 100  # steps between two measurements, exact and on the held-out pairs
+    label_smoothing: float = 0.0  # ε, share of wrong labels, for the losses "cdpo" and "rdpo"
+    simpo_gamma: float = 0.5  # margin that "simpo" asks for, in logits
+    desirable_weight: float = 1.0  # λ_D of "kto"
+    undesirable_weight: float = 1.0  # λ_U of "kto"
+    max_reward: float = 10.0  # R of "chi_po", in logits
 
     def __post_init__(self) -> None:
-        ranges = {"held_out": {"above": 0, "below": 1}, "label_smoothing": {"low": 0, "below": 0.5}}
-        check_settings(self, **ranges)
+        limits = {"held_out": {"above": 0, "below": 1}, "label_smoothing": {"low": 0, "below": 0.5}}
+        for name in ("warmup_steps", "weight_decay", "simpo_gamma"):
+            limits[name] = {"low": 0}
+        check_settings(self, **limits)
         check_choice("loss", self.loss, LOSSES)
-        if (self.label_smoothing > 0) != (self.loss == "cdpo"):
-            wanted = "above 0 for the loss 'cdpo' and 0 for any other"
+        if (self.label_smoothing > 0) != (self.loss in ("cdpo", "rdpo")):
+            wanted = "above 0 for the losses 'cdpo' and 'rdpo', and 0 for any other"
             got = f"{self.label_smoothing} for {self.loss!r}"
             raise ValueError(f"label_smoothing must be {wanted}, got {got}")
 
 
-# What `DPOSettings.loss` may name: the loss of a batch of pairs, given settings and row weights.
+def _simpo(pairs: PairLogps, settings: DPOSettings, weights: Tensor | None) -> Tensor:
+    arguments = *pairs.logps[:2], *pairs.lengths, settings.beta, settings.simpo_gamma
+    return losses.simpo_loss(*arguments, weights)
+
+
+def _kto(pairs: PairLogps, settings: DPOSettings, weights: Tensor | None) -> Tensor:
+    lambdas = settings.desirable_weight, settings.undesirable_weight
+    return losses.kto_loss(*pairs.logps, settings.beta, pairs.kl(weights), *lambdas, weights)
+
+
+# What `DPOSettings.loss` may name: the loss of a batch of pairs, for settings s and row weights w.
 LOSSES: dict[str, Callable[[PairLogps, DPOSettings, Tensor | None], Tensor]] = {
-    "dpo": lambda pairs, s, weights: dpo_loss(*pairs.logps, s.beta, weights),
-    "ipo": lambda pairs, s, weights: ipo_loss(*pairs.logps, s.beta, weights),
-    "cdpo": lambda pairs, s, weights: cdpo_loss(*pairs.logps, s.beta, s.label_smoothing, weights),
+    "dpo": lambda pairs, s, w: losses.dpo_loss(*pairs.logps, s.beta, w),
+    "ipo": lambda pairs, s, w: losses.ipo_loss(*pairs.logps, s.beta, w),
+    "cdpo": lambda pairs, s, w: losses.cdpo_loss(*pairs.logps, s.beta, s.label_smoothing, w),
+    "rdpo": lambda pairs, s, w: losses.rdpo_loss(*pairs.logps, s.beta, s.label_smoothing, w),
+    "simpo": _simpo,
+    "kto": _kto,
+    "orpo": lambda pairs, s, w: losses.orpo_loss(*pairs.logps[:2], *pairs.lengths, s.beta, w),
+    "chi_po": lambda pairs, s, w: losses.chi_po_loss(*pairs.logps, s.beta, s.max_reward, w),
 }
 
 
 class DPOState(training.State):
     """What changes during DPO; `generator` also seeds the shuffling."""
 
-    def __init__(self, policy: PolicyModel, settings: DPOSettings, generator: Generator) -> None:
+    def __init__(
+        self, policy: training.Trainable, settings: DPOSettings, generator: Generator
+    ) -> None:
         super().__init__(generator)
         self.policy, self.best = policy, BestSoFar(policy)  # the best on the held-out pairs
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        rate, decay = settings.learning_rate, settings.weight_decay
+        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
 
 
 def pair_logps(policy: Policy, preferences: PreferenceDataset) -> Tensor:
@@ -143,6 +177,22 @@ def measure_held_out(
     return {"held_out/loss": loss, "held_out/accuracy": accuracy}
 
 
+def _begin(
+    world: TextWorld,
+    reference: Policy,
+    start: training.Trainable | None,
+    seed: int,
+    device: torch.device,
+) -> tuple[training.Trainable, Policy, Generator]:
+    """The policy to train and the reference, on the device, and a generator."""
+    generator = training.make_generator(seed)
+    check_fits(reference, world)
+    if start is None:
+        start = ResidualPolicy(reference, GPTConfig.for_world(world), generator)
+    policy = training.trainable_copy(start, world).to(device)
+    return policy, copy.deepcopy(reference).to(device).requires_grad_(False), generator
+
+
 def train_dpo(
     preferences: PreferenceDataset,
     reference: Policy,
@@ -151,24 +201,24 @@ def train_dpo(
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
     watch: training.Watch | None = None,
-    start: PolicyModel | None = None,
+    start: training.Trainable | None = None,
     yardstick: Yardstick | None = None,
-) -> tuple[PolicyModel, History]:
+) -> tuple[training.Trainable, History]:
     """Fit a policy to preferences by the DPO loss or one of its family (Rafailov et al. 2023).
 
     Args:
         preferences: the pairs; a share of them is held out.
         reference: π_ref, in the loss and in the yardstick: a GPT or a table.
         settings: see `DPOSettings`.
-        seed: of split and batches.
+        seed: of the network's weights, split and batches.
         device: None picks CUDA where there is one.
         checkpoint: a file to save to and to resume from.
         watch: called after every step with the number of steps so far, the policy as it is (a copy
             is needed to keep it) and the history, in place of the progress bar. Training waits
             until it returns. What it raises ends the run, once the checkpoint is written.
-        start: where the policy starts; None: at the reference, which must then be a GPT. Start from
-            the policy of an earlier round, with its pairs joined with new ones, to train further.
-            Pairs that are held out now may be pairs that it was trained on.
+        start: where the policy starts; None: a `ResidualPolicy` at the reference. Give the
+            reference to fine-tune its own weights, or the policy of an earlier round to train it
+            further. Pairs that are held out now may be pairs that it was trained on.
         yardstick: measures the policy; None: `make_yardstick` of the pairs' world, the reference
             and `settings.beta`.
 
@@ -189,11 +239,7 @@ def train_dpo(
     check_type("settings", settings, DPOSettings, "DPOSettings")
     world = preferences.world
     device = training.pick_device(device)
-    generator = training.make_generator(seed)
-    start = reference if start is None else start
-    check_fits(reference, world)
-    policy = training.trainable_copy(start, world).to(device)
-    reference = copy.deepcopy(reference).to(device).requires_grad_(False)
+    policy, reference, generator = _begin(world, reference, start, seed, device)
     train, held_out = preferences.to(device).split(1 - settings.held_out, seed)
     with torch.no_grad():  # once: the reference does not change
         ref_train, ref_held_out = pair_logps(reference, train), pair_logps(reference, held_out)
@@ -210,7 +256,7 @@ def train_dpo(
         state,
         lambda: dpo_iteration(state, train, ref_train, settings),
         settings.steps,
-        training.Checkpoint(checkpoint, "DPO", settings, seed, **inputs, pairs=preferences.columns),
+        Checkpoint(checkpoint, "DPO", settings, seed, **inputs, pairs=preferences.columns),
         measure,
         measure_every=settings.measure_every,
         record_every=settings.measure_every,
@@ -219,4 +265,79 @@ def train_dpo(
     )
     if settings.early_stopping:
         state.best.restore(policy)
+    return policy, history
+
+
+@dataclass(frozen=True)
+class OnlineDPOSettings:
+    """Settings of online DPO: how often fresh pairs come, and how each round trains."""
+
+    rounds: int = 5
+    pairs: int = 20_000  # that the annotator compares in each round
+    dpo: DPOSettings = DPOSettings(steps=400)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_type("dpo", self.dpo, DPOSettings, "DPOSettings")
+
+
+def train_online_dpo(
+    world: TextWorld,
+    reference: Policy,
+    annotator: Annotator,
+    settings: OnlineDPOSettings = OnlineDPOSettings(),
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    watch: training.Watch | None = None,
+    start: training.Trainable | None = None,
+    yardstick: Yardstick | None = None,
+) -> tuple[training.Trainable, History]:
+    """Train by DPO in rounds, with fresh pairs of the policy's own responses (Guo et al. 2024).
+
+    A round asks the annotator about pairs of responses of the policy as it is, adds them to all
+    earlier pairs, and goes on training the policy on all of them.
+
+    Args:
+        world: a deterministic world, where responses are written.
+        reference: π_ref in the loss and in the yardstick, in every round.
+        annotator: who compares the pairs.
+        settings: see `OnlineDPOSettings`.
+        seed: of everything random.
+        checkpoint: a file to save to and to resume from; the rounds have files of their own, whose
+            names end with the number of the round.
+        device, watch, start, yardstick: as for `train_dpo`, for all rounds together.
+
+    Returns:
+        the policy, and a history like that of `train_dpo`, whose steps count over all rounds.
+
+    Raises:
+        TypeError, ValueError, DivergenceError: as for `train_dpo` and `collect_preferences`.
+    """
+    world = unwrap(world)
+    check_type("settings", settings, OnlineDPOSettings, "OnlineDPOSettings")
+    check_annotator(annotator)
+    device = training.pick_device(device)
+    generator = training.make_generator(seed, device)
+    check_fits(reference, world)
+    policy, sampler = start, copy.deepcopy(reference if start is None else start).to(device)
+    pairs, history = None, History()
+    for number in range(settings.rounds):
+        fresh = collect_preferences(sampler, world, annotator, settings.pairs, generator)
+        pairs = fresh if pairs is None else pairs.join(fresh)
+        done = number * settings.dpo.steps
+        policy, found = train_dpo(
+            pairs,
+            reference,
+            settings.dpo,
+            seed + number,
+            device,
+            checkpoint and f"{os.fspath(checkpoint)}.{number + 1}",
+            watch and (lambda step, *seen, done=done: watch(done + step, *seen)),
+            policy,
+            yardstick,
+        )
+        sampler = policy
+        for row in found.rows:
+            history.record(done + row.pop("step"), row)
     return policy, history

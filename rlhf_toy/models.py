@@ -1,4 +1,4 @@
-"""The small GPT with its policy, reward and value heads, and policies that are tables.
+"""The small GPT with its policy, reward and value heads, and policies made of other parts.
 
 The architecture is GPT-2's (pre-norm blocks, learned positions, tanh GELU, tied output weights),
 at a size that trains on a laptop in seconds. A sequence is one prompt token and then the response:
@@ -13,7 +13,9 @@ of y_{t+1}, the value head V(s_t), and the reward head, at the last real token, 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -268,20 +270,63 @@ class TablePolicy(_Policy):
         return self.table[states] if self.table.dim() == 2 else self.table[prompts, states]
 
 
-Policy = PolicyModel | TablePolicy
+class _HeadedModel(_Model):
+    """A body with a head of some numbers per position, zero at the start."""
 
-
-class _ScalarModel(_Model):
-    """A body with a head of one number per position, zero at the start."""
-
-    def __init__(self, config: GPTConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: GPTConfig, generator: torch.Generator, outputs: int = 1) -> None:
         super().__init__(config, generator)
-        self.head = nn.utils.skip_init(nn.Linear, config.n_embd, 1)
+        self.head = nn.utils.skip_init(nn.Linear, config.n_embd, outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
 
-class RewardModel(_ScalarModel):
+class ResidualPolicy(_Policy):
+    """A reference whose logits never change, plus those of a network that says 0 at first.
+
+    π_θ(a|s) ∝ π_ref(a|s) exp(f_θ(s, a)), so training learns how to differ from π_ref and nothing
+    else, as a reward model does, and weight decay pulls towards π_ref.
+
+    Args:
+        reference: π_ref, a GPT or a table; a copy is kept.
+        config: sizes of the network, which starts from fresh weights.
+        generator: draws them.
+    """
+
+    def __init__(self, reference: Policy, config: GPTConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.net = _HeadedModel(config, generator, config.n_actions)
+        self.reference = copy.deepcopy(reference).requires_grad_(False)
+        self.config, self.body = config, self.net.body
+        self.vocabulary, self.end_token = config.vocabulary, config.end_token
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Make the network trainable, or not; the reference never is."""
+        self.net.requires_grad_(requires_grad)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.net.device
+
+    def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """Return the logits of every token, as `PolicyModel.forward`: [B], [B, T] → [B, T, A]."""
+        hidden, _ = self.body(self.net.sequence(prompts, responses[:, :-1]))
+        return self.reference(prompts, responses) + self.net.head(hidden)
+
+    def next_logits(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Read one more token of each sequence, as `PolicyModel.next_logits`."""
+        n = self.config.n_layer  # the cache has the network's blocks first, then the reference's
+        parts = (None, None) if past is None else (past[:n], past[n:])
+        hidden, cache = self.body(tokens[:, None], parts[0])
+        ref_logits, ref_cache = self.reference.next_logits(tokens, parts[1])
+        return ref_logits + self.net.head(hidden)[:, 0], cache + ref_cache
+
+
+Policy = PolicyModel | TablePolicy | ResidualPolicy
+
+
+class RewardModel(_HeadedModel):
     """r_φ(x, y): one scalar for a prompt and a whole response."""
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
@@ -291,7 +336,7 @@ class RewardModel(_ScalarModel):
         return self.head(hidden[torch.arange(len(last), device=last.device), last])[:, 0]
 
 
-class ValueModel(_ScalarModel):
+class ValueModel(_HeadedModel):
     """V_W(s_t), the critic."""
 
     def start_from(self, model: _Model) -> None:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
 from rlhf_toy import losses, training
+from rlhf_toy.checkpoints import Checkpoint
 from rlhf_toy.checks import check_choice, check_scores, check_settings, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
-from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
-from rlhf_toy.models import Policy, PolicyModel, ValueModel, check_fits
+from rlhf_toy.models import Policy, ValueModel, check_fits
 from rlhf_toy.sampling import Rollout, sample
 from rlhf_toy.training import History, Metrics, Reward
 
@@ -39,9 +38,11 @@ class PPOSettings:
     gamma: float = 1.0
     lam: float = 1.0
     max_grad_norm: float = 1.0
-    use_critic: bool = True  # without one V is 0, and advantages are rewards-to-go if lam is 1
+    use_critic: bool = True  # without one, advantages are rewards-to-go, whatever lam is
     whiten_advantages: bool = True
     aggregate: str = "token"  # what the policy loss averages over, see `aggregate_loss`
+    target_kl: float | None = None  # in nats: the KL weight starts at beta and adapts to it
+    kl_horizon: int = 10_000  # responses in which the KL weight can change by about a fifth
     measure_every: int = 60  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
@@ -57,11 +58,16 @@ class PPOState(training.State):
     """What changes during PPO; the critic maps prompts [B], responses [B, T] to values [B, T]."""
 
     def __init__(
-        self, policy: PolicyModel, critic: nn.Module, settings: PPOSettings, generator: Generator
+        self,
+        policy: training.Trainable,
+        critic: nn.Module | None,
+        settings: PPOSettings,
+        generator: Generator,
     ) -> None:
         super().__init__(generator)
-        self.policy, self.critic = policy, critic
-        parameters, rate = [*policy.parameters(), *critic.parameters()], settings.learning_rate
+        self.policy, self.critic, self.kl_coef = policy, critic, settings.beta
+        models, rate = [policy] if critic is None else [policy, critic], settings.learning_rate
+        parameters = [p for model in models for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=rate, eps=1e-5, fused=True)
 
 
@@ -78,9 +84,10 @@ def make_experience(
     rollout: Rollout,
     scores: Tensor,
     ref_logps: Tensor,
-    critic: nn.Module,
+    critic: nn.Module | None,
     settings: PPOSettings,
     weights: Tensor | None = None,
+    kl_coef: float | None = None,
 ) -> Experience:
     """Return how much better than expected each token was.
 
@@ -88,15 +95,20 @@ def make_experience(
         rollout: B responses of the policy.
         scores: [B] rewards of the whole responses.
         ref_logps: [B, T] log π_ref of each token.
-        critic: prompts [B], responses [B, T] → values [B, T].
+        critic: prompts [B], responses [B, T] → values [B, T]; without one, advantages are plain
+            rewards-to-go.
         settings: see `PPOSettings`.
         weights: [B] weights of the responses, for the whitening.
+        kl_coef: KL weight, if it is no longer `settings.beta`.
     """
     # The reward on the last token, −β log-ratio on every one.
-    rewards = losses.token_rewards(scores, rollout.logps, ref_logps, rollout.mask, settings.beta)
-    old_values = critic(rollout.prompts, rollout.responses)
-    baseline = old_values if settings.use_critic else torch.zeros_like(old_values)
-    advantages, returns = losses.gae(rewards, baseline, rollout.mask, settings.gamma, settings.lam)
+    beta = settings.beta if kl_coef is None else kl_coef
+    rewards = losses.token_rewards(scores, rollout.logps, ref_logps, rollout.mask, beta)
+    if critic is None:  # rewards-to-go
+        old_values, lam = torch.zeros_like(rewards), 1.0
+    else:
+        old_values, lam = critic(rollout.prompts, rollout.responses), settings.lam
+    advantages, returns = losses.gae(rewards, old_values, rollout.mask, settings.gamma, lam)
     if settings.whiten_advantages:
         advantages = losses.whiten(advantages, rollout.mask, weights)
     return Experience(*vars(rollout).values(), advantages, returns, old_values)
@@ -104,7 +116,7 @@ def make_experience(
 
 def ppo_loss(
     policy: Policy,
-    critic: nn.Module,
+    critic: nn.Module | None,
     batch: Experience,
     settings: PPOSettings,
     weights: Tensor | None = None,
@@ -113,7 +125,7 @@ def ppo_loss(
 
     Args:
         policy: as it is now.
-        critic: as it is now.
+        critic: as it is now, if there is one.
         batch: B responses, sampled by the policy as it was.
         settings: see `PPOSettings`.
         weights: [B] weights of the responses.
@@ -126,21 +138,17 @@ def ppo_loss(
     loss_policy = losses.ppo_clip_loss(
         logps, batch.logps, batch.advantages, mask, settings.cliprange, settings.aggregate, weights
     )
+    metrics = {
+        "loss/policy": loss_policy.detach(),
+        **batch.ratio_metrics(logps.detach(), settings.cliprange, weights),
+    }
+    if critic is None:
+        return loss_policy, metrics
     values = critic(batch.prompts, batch.responses)
     loss_value = losses.value_loss(
         values, batch.old_values, batch.returns, mask, settings.cliprange_value, weights
     )
-    with torch.no_grad():
-        ratio = (logps - batch.logps).exp()
-        clipped = ((ratio - 1).abs() > settings.cliprange).float()
-        approxkl = approx_kl(batch.logps, logps, "k3")
-        metrics = {
-            "loss/policy": loss_policy.detach(),
-            "loss/value": loss_value.detach(),
-            "val/ratio": masked_mean(ratio, mask, weights),
-            "policy/approxkl": masked_mean(approxkl, mask, weights),
-            "policy/clipfrac": masked_mean(clipped, mask, weights),
-        }
+    metrics["loss/value"] = loss_value.detach()
     return loss_policy + settings.vf_coef * loss_value, metrics
 
 
@@ -168,11 +176,12 @@ def ppo_iteration(
     with torch.no_grad():
         scores = check_scores(reward(rollout.prompts, rollout.responses), rollout.prompts)
         ref_logps = reference.token_logps(rollout.prompts, rollout.responses, rollout.actions)
-        experience = make_experience(rollout, scores, ref_logps, state.critic, settings, counts)
+        critic, kl_coef = state.critic, state.kl_coef
+        experience = make_experience(rollout, scores, ref_logps, critic, settings, counts, kl_coef)
 
     # Step towards what was better, within the clip.
     training.linear_decay(state.optimizer, settings.learning_rate, state.step, settings.iterations)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    parameters = state.optimizer.param_groups[0]["params"]
     updates = []
     for _ in range(settings.num_ppo_epochs):
         order = torch.randperm(len(prompts), generator=state.generator, device=prompts.device)
@@ -187,14 +196,13 @@ def ppo_iteration(
             updates.append(metrics)
     state.step += 1
 
-    kl = weighted_mean(approx_kl(rollout.logps, ref_logps).sum(1), counts)
-    score = weighted_mean(scores, counts)
+    found = rollout.metrics(scores, ref_logps, kl_coef, counts)
+    if settings.target_kl is not None:
+        error = (found["objective/kl"] / settings.target_kl - 1).clamp(-0.2, 0.2)
+        state.kl_coef = float(kl_coef * (1 + error * settings.batch_size / settings.kl_horizon))
     return {
-        "objective/kl": kl,
-        "objective/entropy": -weighted_mean(rollout.logps.sum(1), counts),
-        "objective/scores": score,
-        "objective/non_score_reward": -settings.beta * kl,
-        "objective/rlhf_reward": score - settings.beta * kl,
+        **found,
+        "objective/kl_coef": kl_coef,
         "val/ratio_first": updates[0]["val/ratio"],
         **{name: torch.stack([u[name] for u in updates]).mean() for name in updates[0]},
     }
@@ -209,9 +217,9 @@ def train_ppo(
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
     watch: training.Watch | None = None,
-    start: PolicyModel | None = None,
+    start: training.Trainable | None = None,
     yardstick: Yardstick | None = None,
-) -> tuple[PolicyModel, History]:
+) -> tuple[training.Trainable, History]:
     """Maximise J(π) = E[r] − β KL(π ‖ π_ref) by PPO (Schulman et al. 2017; Ziegler et al. 2019).
 
     Args:
@@ -247,20 +255,17 @@ def train_ppo(
     """
     world = unwrap(world)
     check_type("settings", settings, PPOSettings, "PPOSettings")
-    kinds = "a RewardModel or a function such as world.response_rewards"
-    check_type("reward", reward, Callable, kinds)
     device = training.pick_device(device)
     generator = training.make_generator(seed, device)
-    start = reference if start is None else start
     check_fits(reference, world)
-    policy = training.trainable_copy(start, world).to(device)
+    policy = training.trainable_copy(reference if start is None else start, world).to(device)
     reference = copy.deepcopy(reference).to(device).requires_grad_(False)
-    critic = ValueModel(policy.config, training.make_generator(seed))
-    critic.start_from(policy)
-    critic.to(device)
-    if isinstance(reward, nn.Module):
-        check_fits(reward, world)
-        reward = copy.deepcopy(reward).to(device)
+    reward = training.frozen_reward(reward, world, device)
+    critic = None
+    if settings.use_critic:
+        critic = ValueModel(policy.config, training.make_generator(seed))
+        critic.start_from(policy)
+        critic.to(device)
     yardstick = yardstick or make_yardstick(world, reference, settings.beta)
     check_type("yardstick", yardstick, Yardstick, "a Yardstick or None")
     state = PPOState(policy, critic, settings, generator)
@@ -272,7 +277,7 @@ def train_ppo(
         state,
         lambda: ppo_iteration(state, world, reference, reward, settings),
         settings.iterations,
-        training.Checkpoint(checkpoint, "PPO", settings, seed, **inputs),
+        Checkpoint(checkpoint, "PPO", settings, seed, **inputs),
         lambda: yardstick.metrics(policy),
         settings.measure_every,
         shown_metrics=shown,

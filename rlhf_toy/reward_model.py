@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from rlhf_toy import training
+from rlhf_toy.checkpoints import Checkpoint
 from rlhf_toy.checks import check_settings, check_type
 from rlhf_toy.losses import bradley_terry_loss, preference_accuracy
 from rlhf_toy.models import GPTConfig, RewardModel, check_fits
@@ -146,7 +147,7 @@ def train_reward_model(
         state,
         lambda: reward_model_iteration(state, train, settings),
         settings.steps,
-        training.Checkpoint(checkpoint, "reward model", settings, seed, **inputs),
+        Checkpoint(checkpoint, "reward model", settings, seed, **inputs),
         lambda: measure_held_out(state, held_out),
         measure_every=settings.measure_every,
         record_every=settings.measure_every,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_toy import checks
 from rlhf_toy.envs import TextWorld, unwrap
+from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
 from rlhf_toy.models import Policy, check_fits
 
 
@@ -43,6 +44,44 @@ class Rollout(Rows):
         first = torch.empty_like(counts)  # "amin" makes the choice among equal rows reproducible
         first.scatter_reduce_(0, index, places, "amin", include_self=False)
         return self[first], index
+
+    def metrics(
+        self, scores: Tensor, ref_logps: Tensor, beta: float, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return what the samples say of the policy that drew them, under the field's names.
+
+        Args:
+            scores: [B] rewards of the responses.
+            ref_logps: [B, T] log π_ref of each token.
+            beta: KL weight.
+            weights: [B] weights of the responses.
+        """
+        kl = weighted_mean(approx_kl(self.logps, ref_logps).sum(1), weights)
+        score = weighted_mean(scores, weights)
+        return {
+            "objective/kl": kl,
+            "objective/entropy": -weighted_mean(self.logps.sum(1), weights),
+            "objective/scores": score,
+            "objective/non_score_reward": -beta * kl,
+            "objective/rlhf_reward": score - beta * kl,
+        }
+
+    def ratio_metrics(
+        self, logps: Tensor, cliprange: float, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return how far a policy with these log-probabilities [B, T] is from the one that sampled.
+
+        Means over the tokens: of the ratio, of the KL from one to the other (k3), and of whether
+        the ratio is beyond the clip range.
+        """
+        ratio = (logps - self.logps).exp()
+        clipped = ((ratio - 1).abs() > cliprange).float()
+        approxkl = approx_kl(self.logps, logps, "k3")
+        return {
+            "val/ratio": masked_mean(ratio, self.mask, weights),
+            "policy/approxkl": masked_mean(approxkl, self.mask, weights),
+            "policy/clipfrac": masked_mean(clipped, self.mask, weights),
+        }
 
 
 def sample(

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from rlhf_toy import training
+from rlhf_toy.checkpoints import Checkpoint
 from rlhf_toy.checks import check_settings, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.losses import masked_mean
@@ -113,7 +114,7 @@ def train_reference(
         state,
         lambda: sft_iteration(state, prompts, responses, mask, settings),
         settings.steps,
-        training.Checkpoint(checkpoint, "reference", settings, seed, **inputs),
+        Checkpoint(checkpoint, "reference", settings, seed, **inputs),
         record_every=settings.log_every,
         shown_metrics={"loss": "loss"},
     )

@@ -1,15 +1,10 @@
-"""What the trainers share: seeds, minibatches, history, checkpoints, and the loop of steps."""
+"""What the trainers share: seeds, minibatches, history, and the loop of steps."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import io
-import os
-import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -18,17 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from rlhf_toy.checkpoints import Checkpoint, digest
 from rlhf_toy.checks import check_count, check_scores, check_type, shown
 from rlhf_toy.envs import TextWorld
-from rlhf_toy.files import atomic_file, check_output
-from rlhf_toy.models import PolicyModel, check_fits
+from rlhf_toy.models import PolicyModel, ResidualPolicy, check_fits
 
-CHECKPOINT_HEAD = b"rlhf_toy checkpoint, sha256 "
 CHECKPOINT_EVERY = 25  # steps between two savings
 PROBES = 2_048  # responses on which two reward functions are told apart
 FAR_GAP = 2.0  # a final gap above it is worth a warning: twice as far from J* as the reference
 
 Metrics = Mapping[str, Tensor | float]
+Trainable = PolicyModel | ResidualPolicy
 Reward = Callable[[Tensor, Tensor], Tensor]  # prompts [B], responses [B, T] → rewards [B]
 
 
@@ -63,14 +58,15 @@ def make_generator(seed: int, device: str | torch.device = "cpu") -> torch.Gener
     return torch.Generator(device=pick_device(device)).manual_seed(seed)
 
 
-def trainable_copy(policy: nn.Module, world: TextWorld) -> PolicyModel:
+def trainable_copy(policy: nn.Module, world: TextWorld) -> Trainable:
     """Return a copy of a policy that can be trained.
 
     Raises:
-        TypeError: the policy is not a GPT, so training needs a GPT to start from.
+        TypeError: the policy is a table, so training needs a network to start from.
         ValueError: it was made for another world.
     """
-    check_type("start", policy, PolicyModel, "a PolicyModel, since a table cannot be trained")
+    expected = "a PolicyModel or ResidualPolicy, since a table cannot be trained"
+    check_type("start", policy, Trainable, expected)
     check_fits(policy, world)
     return copy.deepcopy(policy).requires_grad_(True)
 
@@ -186,20 +182,19 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
 
 
-def digest(*values: Any) -> str:
-    """Return a short fingerprint of tensors, modules and plain values."""
-    sha = hashlib.sha256()
-    for value in values:
-        if isinstance(value, nn.Module):
-            sha.update(digest(*value.state_dict().values()).encode())
-        elif isinstance(value, tuple):
-            sha.update(digest(*value).encode())
-        elif isinstance(value, Tensor):
-            sha.update(str((value.dtype, tuple(value.shape))).encode())
-            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
-        else:
-            sha.update(repr(value).encode())
-    return sha.hexdigest()[:16]
+def frozen_reward(reward: Reward, world: TextWorld, device: torch.device) -> Reward:
+    """Return a reward that training elsewhere cannot change, on the device.
+
+    Raises:
+        TypeError: it cannot be called.
+        ValueError: a model that was made for another world.
+    """
+    kinds = "a RewardModel or a function such as world.response_rewards"
+    check_type("reward", reward, Callable, kinds)
+    if isinstance(reward, nn.Module):
+        check_fits(reward, world)
+        reward = copy.deepcopy(reward).to(device)
+    return reward
 
 
 def reward_digest(reward: Reward, world: TextWorld, device: torch.device) -> str:
@@ -227,77 +222,6 @@ class State(Stateful):
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator, self.step = generator, 0
-
-
-class Checkpoint:
-    """A file that a run is saved to, and resumes from.
-
-    It starts with a checksum of its content, and holds the identity of the run: a file of a run
-    with another name, seed, settings, data or reward is refused.
-
-    Args:
-        path: the file. Its folder must exist. None: nothing is saved.
-        name: of the kind of run, which progress bar and error messages show too.
-        settings, seed: of the run; settings are the trainer's frozen dataclass.
-        inputs: what else decides the result: tensors, models, plain values, or tuples of them.
-
-    Raises:
-        TypeError, ValueError: a path that cannot be written to, see `check_output`.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike | None, name: str, settings: Any, seed: int, **inputs: Any
-    ) -> None:
-        self.path, self.name = path, name
-        if path is not None:
-            self.path = check_output(path)
-            found = {key: digest(value) for key, value in inputs.items()}
-            self.identity = {"run": name, "seed": seed, **found, **asdict(settings)}
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Write the state, whole or not at all."""
-        if self.path is None:
-            return
-        buffer = io.BytesIO()
-        torch.save({"identity": self.identity, **state}, buffer)
-        content = buffer.getvalue()
-        with atomic_file(self.path) as file:
-            file.write(CHECKPOINT_HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n")
-            file.write(content)
-
-    def load(self) -> dict[str, Any] | None:
-        """Return the saved state, or None if there is no file yet.
-
-        Raises:
-            ValueError: the file is not a checkpoint, is damaged, or belongs to another run.
-        """
-        if self.path is None:
-            return None
-        try:
-            head, _, content = self.path.read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ValueError(f"{self.path} cannot be read: {error.strerror}") from None
-        if not head.startswith(CHECKPOINT_HEAD):
-            raise ValueError(f"{self.path} is no checkpoint of this package; give another path")
-        if head[len(CHECKPOINT_HEAD) :] != hashlib.sha256(content).hexdigest().encode():
-            reason = "its content does not match its checksum"
-            raise ValueError(f"{self.path} is damaged: {reason}. Remove the file to start again.")
-        try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{self.path} is no checkpoint of this package: {error}") from None
-        there = state.pop("identity")
-        differing = [
-            f"{name} is {shown(there.get(name))} there and {shown(self.identity.get(name))} here"
-            for name in {**there, **self.identity}
-            if there.get(name) != self.identity.get(name)
-        ]
-        if differing:
-            reason = f"belongs to another run: {'; '.join(differing)}"
-            raise ValueError(f"{self.path} {reason}. Give another path, or remove the file.")
-        return state
 
 
 # Looks at a run after each step: steps done so far, the policy being trained, the history.

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.dpo import (
     DPOSettings,
     DPOState,
@@ -26,7 +27,7 @@ from rlhf_toy.exact import Yardstick
 from rlhf_toy.losses import dpo_loss
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.preferences import PreferenceDataset, collect_preferences
-from rlhf_toy.training import digest, make_generator
+from rlhf_toy.training import make_generator
 
 BETA, EPSILON = 0.4, 0.1
 SETTINGS = {

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel, RewardModel
 from rlhf_toy.preferences import PreferenceDataset, collect_preferences
@@ -19,7 +20,7 @@ from rlhf_toy.reward_model import (
     reward_model_loss,
     train_reward_model,
 )
-from rlhf_toy.training import digest, make_generator
+from rlhf_toy.training import make_generator
 
 
 def a_model(world, seed=3, n_embd=8):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.sft import SFTSettings, SFTState, sft_iteration, sft_loss, train_reference
-from rlhf_toy.training import digest, make_generator
+from rlhf_toy.training import make_generator
 
 WORLD = WordMDP(max_length=2)
 SHORT = SFTSettings(corpus_size=60, steps=8, batch_size=20, log_every=3)

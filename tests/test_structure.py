@@ -22,12 +22,13 @@ PACKAGE = "rlhf_toy"
 LAYERS = (
     (PACKAGE,),
     ("checks", "files"),
+    ("checkpoints",),
     ("envs", "losses", "exact.bandit"),
     ("models",),
     ("sampling",),
     ("training", "annotators"),
     ("preferences", "exact", "bradley_terry"),
-    ("sft", "reward_model", "ppo", "dpo", "best_of_n"),
+    ("sft", "reward_model", "policy_gradient", "ppo", "dpo", "best_of_n"),
     ("plots", "bridge"),
     ("course", "__main__"),
 )

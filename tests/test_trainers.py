@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rlhf_toy import best_of_n as best_of_n_module
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.dpo import DPOSettings, train_dpo
 from rlhf_toy.envs import PromptBandit, WordMDP
 from rlhf_toy.exact import Yardstick, response_rewards
@@ -24,7 +25,7 @@ from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
 from rlhf_toy.sft import SFTSettings, train_reference
-from rlhf_toy.training import digest, make_generator
+from rlhf_toy.training import make_generator
 
 WORLD = WordMDP(max_length=2)
 
@@ -211,7 +212,7 @@ KILLED_PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from test_trainers import TRAINERS
-from rlhf_toy.training import digest
+from rlhf_toy.checkpoints import digest
 policy, history = TRAINERS["ppo"](seed=5, device="cpu", checkpoint=sys.argv[2])
 print(digest(policy))
 """

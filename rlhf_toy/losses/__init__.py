@@ -4,5 +4,6 @@ Log-probabilities are in nats, rewards in logits, masks are True (or 1) on real 
 positions never affect values or gradients, even if they hold inf or NaN.
 """
 
+from rlhf_toy.losses.advantages import *
 from rlhf_toy.losses.policy import *
 from rlhf_toy.losses.preferences import *

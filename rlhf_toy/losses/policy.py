@@ -1,4 +1,4 @@
-"""Log-probabilities, token rewards, advantages, KL estimates, and the losses of PPO.
+"""Log-probabilities, KL estimates, and the losses of policy gradients and PPO.
 
 `weights` are optional weights of the rows [B], at least 0 and not all 0. They reach every mean and
 standard deviation, so that weighting every response of a small world by its probability gives the
@@ -10,26 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import (
-    check_choice,
-    check_ids,
-    check_number,
-    check_positive,
-    check_same_shape,
-    check_type,
-)
+from rlhf_toy.checks import check_choice, check_ids, check_positive, check_same_shape, check_type
 
 __all__ = [
-    "AGGREGATES", "ESTIMATORS", "aggregate_loss", "approx_kl", "gae", "masked_mean",
-    "ppo_clip_loss", "sequence_logps", "token_logps", "token_rewards", "value_loss",
-    "weighted_mean", "whiten",
+    "AGGREGATES", "ESTIMATORS", "aggregate_loss", "approx_kl", "masked_mean",
+    "policy_gradient_loss", "ppo_clip_loss", "sequence_logps", "token_logps", "value_loss",
+    "weighted_mean",
 ]  # fmt: skip
 
 AGGREGATES = ("token", "sequence", "response_mean")
 ESTIMATORS = ("k1", "k2", "k3")
 
 
-def _masked(mask: Tensor, **tensors: Tensor) -> list[Tensor]:
+def masked(mask: Tensor, **tensors: Tensor) -> list[Tensor]:
     """Return the mask [B, T] as booleans, and the tensors [B, T] with 0 where it is False.
 
     Raises a ValueError if their shapes differ, the mask is not 2-D, or no token is real.
@@ -66,7 +59,7 @@ def masked_mean(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> 
         TypeError: something that is not a tensor.
         ValueError: shapes differ, no token is real, or bad weights.
     """
-    mask, values = _masked(mask, values=values)
+    mask, values = masked(mask, values=values)
     if weights is None:
         return values.sum() / mask.sum()
     return weighted_mean(values.sum(1), weights) / weighted_mean(mask.sum(1).to(values), weights)
@@ -93,28 +86,13 @@ def aggregate_loss(
     check_choice("aggregate", aggregate, AGGREGATES)
     if aggregate == "token":
         return masked_mean(values, mask, weights)
-    mask, values = _masked(mask, values=values)
+    mask, values = masked(mask, values=values)
     sums = values.sum(1)
     if aggregate == "response_mean":
         if not mask.any(1).all():
             raise ValueError("a response without a real token has no mean over its tokens")
         sums = sums / mask.sum(1)
     return weighted_mean(sums, weights)
-
-
-def whiten(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over the real tokens, [B, T] × 2 → [B, T].
-
-    Masked entries are 0. The variance is the biased one; 1e-8 is added to it.
-
-    Raises:
-        TypeError, ValueError: as for `masked_mean`.
-    """
-    mean = masked_mean(values, mask, weights)
-    mask = mask.bool()
-    values = values.masked_fill(~mask, 0.0)
-    variance = masked_mean((values - mean) ** 2, mask, weights)
-    return ((values - mean) * torch.rsqrt(variance + 1e-8)).masked_fill(~mask, 0.0)
 
 
 def token_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
@@ -181,73 +159,33 @@ def approx_kl(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Tensor
     return torch.expm1(-log_ratio) + log_ratio
 
 
-def token_rewards(
-    reward: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float
+def policy_gradient_loss(
+    logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    aggregate: str = "sequence",
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Return −β log π/π_ref on every token, plus the reward r(x, y) on the last real one.
-
-    They sum over a response to r − β log π(y|x)/π_ref(y|x), so the token problem and the bandit
-    problem have the same objective. The last token carries its own KL term as well.
+    """−mean A log π, whose gradient is minus the policy gradient (Williams 1992).
 
     Args:
-        reward: [B] rewards of the whole responses.
-        logps: [B, T] log π of each token.
-        ref_logps: [B, T] log π_ref of each token.
-        mask: [B, T] real tokens, one or more in each row, without gaps from the left.
-        beta: KL weight.
-
-    Returns:
-        [B, T] rewards, 0 on masked tokens.
-
-    Raises:
-        TypeError: something that is not a tensor, or a β that is not a number.
-        ValueError: shapes that do not fit, β not a finite number above 0, a row of the mask
-            without a real token or with a gap.
-    """
-    mask, logps, ref_logps = _masked(mask, logps=logps, ref_logps=ref_logps)
-    check_same_shape(reward=reward, rows_of_mask=mask[:, 0])
-    check_positive(beta=beta)
-    if not mask[:, 0].all() or (mask[:, 1:] > mask[:, :-1]).any():
-        raise ValueError("every row of the mask must be real tokens from the left, without gaps")
-    rewards = beta * (ref_logps - logps)
-    last = mask.sum(1, keepdim=True) - 1
-    return rewards.scatter_add(1, last, reward[:, None].to(rewards.dtype))
-
-
-def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
-) -> tuple[Tensor, Tensor]:
-    """Return advantages and returns by generalised advantage estimation (Schulman et al. 2016).
-
-    δ_t = r_t + γ V(s_{t+1}) − V(s_t) and A_t = δ_t + γ λ A_{t+1}; the value after the last real
-    token is 0. With γ = λ = 1 this is reward-to-go minus value.
-
-    Args:
-        rewards: [B, T] token rewards.
-        values: [B, T] V(s_t), before each token was written.
+        logps: [B, T] log-probabilities of the tokens under the policy that sampled them.
+        advantages: [B, T], or [B, 1] where all tokens of a response share one.
         mask: [B, T] real tokens.
-        gamma: discount.
-        lam: λ, between 0 (one step) and 1 (reward-to-go).
+        aggregate: what the mean is taken over, see `aggregate_loss`.
+        weights: [B] weights of the responses.
 
     Returns:
-        advantages [B, T] and returns = advantages + values [B, T], both 0 on masked tokens.
+        scalar. Its value means nothing: only the gradient does.
 
     Raises:
-        TypeError: something that is not a tensor or a number.
-        ValueError: shapes differ, no token is real, or γ or λ outside [0, 1].
+        TypeError, ValueError: as for `aggregate_loss`.
     """
-    check_number("gamma", gamma, 0, 1)
-    check_number("lam", lam, 0, 1)
-    _, rewards, values = _masked(mask, rewards=rewards, values=values)
-    following_value = following_advantage = torch.zeros_like(values[:, 0])
-    columns = []
-    for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + gamma * following_value - values[:, t]
-        following_advantage = delta + gamma * lam * following_advantage
-        following_value = values[:, t]
-        columns.append(following_advantage)
-    advantages = torch.stack(columns[::-1], dim=1)
-    return advantages, advantages + values
+    check_type("advantages", advantages, Tensor, "a tensor [B, T] or [B, 1]")
+    if advantages.shape[1:] == (1,):
+        advantages = advantages.expand(-1, mask.shape[-1])
+    mask, logps, advantages = masked(mask, logps=logps, advantages=advantages)
+    return aggregate_loss(-advantages.detach() * logps, mask, aggregate, weights)
 
 
 def ppo_clip_loss(
@@ -278,7 +216,7 @@ def ppo_clip_loss(
     """
     check_positive(cliprange=cliprange)
     tensors = {"logps": logps, "old_logps": old_logps, "advantages": advantages}
-    mask, logps, old_logps, advantages = _masked(mask, **tensors)
+    mask, logps, old_logps, advantages = masked(mask, **tensors)
     # Beyond e^80 the ratio would overflow, and a clipped token's gradient be 0 · ∞.
     ratio = torch.exp((logps - old_logps).clamp(max=80.0))
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange)
@@ -312,7 +250,7 @@ def value_loss(
             `masked_mean`.
     """
     tensors = {"values": values, "old_values": old_values, "returns": returns}
-    mask, values, old_values, returns = _masked(mask, **tensors)
+    mask, values, old_values, returns = masked(mask, **tensors)
     errors = (values - returns) ** 2
     if cliprange_value is not None:
         check_positive(cliprange_value=cliprange_value)

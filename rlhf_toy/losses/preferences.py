@@ -1,6 +1,8 @@
 """Losses on pairs of responses: Bradley–Terry, and the DPO family.
 
-`weights` are optional weights of the pairs [B], at least 0 and not all 0, for the mean.
+`weights` are optional weights of the pairs [B], at least 0 and not all 0, for the mean. In the DPO
+family, h is the log-ratio of the chosen minus that of the rejected, where a log-ratio is
+log π_θ(y|x) − log π_ref(y|x). Log-probabilities are sums over the tokens of a response.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_toy.checks import check_number, check_positive, check_same_shape
+from rlhf_toy.checks import check_number, check_positive, check_same_shape, check_type, shown
 from rlhf_toy.losses.policy import weighted_mean
 
 __all__ = [
-    "PairLogps", "bradley_terry_loss", "cdpo_loss", "dpo_loss", "implicit_reward", "ipo_loss",
-    "preference_accuracy", "preference_probability",
+    "PairLogps", "bradley_terry_loss", "cdpo_loss", "chi_po_loss", "dpo_loss", "implicit_reward",
+    "ipo_loss", "kto_loss", "orpo_loss", "preference_accuracy", "preference_probability",
+    "rdpo_loss", "simpo_loss",
 ]  # fmt: skip
 
 
@@ -109,10 +112,40 @@ class PairLogps:
         """The four log-probabilities, in the order in which the losses take them."""
         return tuple(vars(self).values())[:4]
 
+    @property
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """Lengths [B] of the chosen and of the rejected responses."""
+        return self.chosen_lengths, self.rejected_lengths
+
+    def kl(self, weights: Tensor | None = None) -> Tensor:
+        """Estimate KL(π_θ ‖ π_ref) from the responses as draws from π_ref: a scalar, no gradient.
+
+        Σ ρ log ρ / Σ ρ with ρ = π_θ/π_ref (self-normalised importance sampling), at least 0.
+        """
+        chosen, rejected = self.implicit_rewards(1.0)
+        log_ratios = torch.stack([chosen, rejected]).detach()
+        shares = log_ratios if weights is None else log_ratios + weights.log()
+        shares = shares.flatten().softmax(0)
+        return (shares * log_ratios.flatten()).nansum().clamp(min=0)
+
     def implicit_rewards(self, beta: float) -> tuple[Tensor, Tensor]:
         """The implicit rewards [B] of the chosen and of the rejected responses, in logits."""
         chosen = implicit_reward(self.policy_chosen_logps, self.ref_chosen_logps, beta)
         return chosen, implicit_reward(self.policy_rejected_logps, self.ref_rejected_logps, beta)
+
+
+def _margins(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """The implicit rewards [B] of both responses, of one shape."""
+    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
+    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
+    check_same_shape(chosen_logps=chosen, rejected_logps=rejected)
+    return chosen, rejected
 
 
 def dpo_loss(
@@ -141,9 +174,8 @@ def dpo_loss(
     Raises:
         TypeError, ValueError: shapes differ, an empty batch, or β is not a finite number above 0.
     """
-    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
-    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
-    return bradley_terry_loss(chosen, rejected, weights)
+    logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    return bradley_terry_loss(*_margins(*logps, beta), weights)
 
 
 def ipo_loss(
@@ -154,28 +186,13 @@ def ipo_loss(
     beta: float,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """mean (h − 1/(2β))², h the log-ratio of the chosen − that of the rejected (Azar et al. 2023).
+    """mean (h − 1/(2β))², from Azar et al. 2023, whose τ is β here; 1/(4β²) at the reference.
 
-    Asks for one margin between the log-ratios, where DPO asks for ever more. Sums over tokens, as
-    in the paper, whose τ is β here.
-
-    Args:
-        policy_chosen_logps: [B] log π_θ(y|x) of the preferred responses, summed over tokens.
-        policy_rejected_logps: [B] of the others.
-        ref_chosen_logps: [B] the same under π_ref.
-        ref_rejected_logps: [B].
-        beta: KL weight.
-        weights: [B] weights of the pairs.
-
-    Returns:
-        scalar; 1/(4β²) at the reference.
-
-    Raises:
-        TypeError, ValueError: shapes differ, an empty batch, or β is not a finite number above 0.
+    Asks for one margin between the log-ratios, where DPO asks for ever more. Arguments and errors
+    as for `dpo_loss`; returns a scalar.
     """
-    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
-    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
-    check_same_shape(chosen_logps=chosen, rejected_logps=rejected)
+    logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    chosen, rejected = _margins(*logps, beta)
     return weighted_mean(((chosen - rejected) / beta - 1 / (2 * beta)) ** 2, weights)
 
 
@@ -188,32 +205,173 @@ def cdpo_loss(
     label_smoothing: float,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Conservative DPO: −mean ((1 − ε) log σ(m) + ε log σ(−m)), m the implicit margin.
+    """Conservative DPO: −mean ((1 − ε) log σ(βh) + ε log σ(−βh)), in nats (Mitchell 2023).
 
-    DPO for labels of which a share ε is taken to be wrong (Mitchell 2023). The loss is lowest at
-    the finite margin m = log((1 − ε)/ε).
+    DPO for labels of which a share ε is taken to be wrong. Lowest at βh = log((1 − ε)/ε), which is
+    finite.
 
     Args:
-        policy_chosen_logps: [B] log π_θ(y|x) of the preferred responses, summed over tokens.
-        policy_rejected_logps: [B] of the others.
-        ref_chosen_logps: [B] the same under π_ref.
-        ref_rejected_logps: [B].
-        beta: KL weight.
-        label_smoothing: ε; 0 gives `dpo_loss`.
-        weights: [B] weights of the pairs.
-
-    Returns:
-        scalar, in nats; log 2 at the reference.
-
-    Raises:
-        TypeError, ValueError: shapes differ, an empty batch, β is not a finite number above 0, or
-            ε is outside [0, 1/2).
+        label_smoothing: ε, in [0, 1/2); 0 gives `dpo_loss`.
+        others: as for `dpo_loss`, whose errors this raises too.
     """
     check_number("label_smoothing", label_smoothing, low=0, below=0.5)
-    chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
-    rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
+    logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    chosen, rejected = _margins(*logps, beta)
     as_labelled = bradley_terry_loss(chosen, rejected, weights)
     if label_smoothing == 0:  # 0 · ∞ at an infinite margin would be NaN
         return as_labelled
     flipped = bradley_terry_loss(rejected, chosen, weights)
     return (1 - label_smoothing) * as_labelled + label_smoothing * flipped
+
+
+def rdpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+    label_smoothing: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Robust DPO: −mean ((1 − ε) log σ(βh) − ε log σ(−βh)) / (1 − 2ε), in nats.
+
+    If each label was flipped with probability ε, its expectation is DPO's loss on the labels
+    before the flips (Chowdhury et al. 2024). It has no lower bound.
+
+    Args:
+        label_smoothing: ε, in [0, 1/2); 0 gives `dpo_loss`.
+        others: as for `dpo_loss`, whose errors this raises too.
+    """
+    check_number("label_smoothing", label_smoothing, low=0, below=0.5)
+    logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    chosen, rejected = _margins(*logps, beta)
+    as_labelled = bradley_terry_loss(chosen, rejected, weights)
+    if label_smoothing == 0:
+        return as_labelled
+    flipped = bradley_terry_loss(rejected, chosen, weights)
+    kept = 1 - label_smoothing
+    return (kept * as_labelled - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
+def simpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    beta: float,
+    gamma: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """−mean log σ(β (log π(y_w)/|y_w| − log π(y_l)/|y_l|) − γ), in nats (Meng et al. 2024).
+
+    Has no reference; lengths divide the log-probabilities.
+
+    Args:
+        chosen_lengths, rejected_lengths: [B] numbers of tokens, the end token included.
+        gamma: γ, the margin that is asked for, in logits; at least 0.
+        others: as for `dpo_loss`, whose errors this raises too.
+    """
+    check_number("gamma", gamma, low=0)
+    check_positive(beta=beta)
+    logps = policy_chosen_logps, policy_rejected_logps
+    chosen, rejected = _means(*logps, chosen_lengths, rejected_lengths)
+    return bradley_terry_loss(beta * chosen - gamma, beta * rejected, weights)
+
+
+def orpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    beta: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """mean (−ℓ_w − β log σ(log odds_w − log odds_l)), in nats (Hong et al. 2024, whose λ is β).
+
+    ℓ = log π(y)/|y| and odds = e^ℓ / (1 − e^ℓ): supervised learning on the chosen responses plus a
+    preference for their odds. Has no reference.
+
+    Args:
+        chosen_lengths, rejected_lengths: [B] numbers of tokens, the end token included.
+        beta: weight of the preference term.
+        others: as for `dpo_loss`, whose errors this raises too.
+    """
+    check_positive(beta=beta)
+    logps = policy_chosen_logps, policy_rejected_logps
+    chosen, rejected = _means(*logps, chosen_lengths, rejected_lengths)
+    log_odds = [mean - torch.log(-torch.expm1(mean)) for mean in (chosen, rejected)]
+    return weighted_mean(-chosen, weights) + beta * bradley_terry_loss(*log_odds, weights)
+
+
+def _means(
+    chosen_logps: Tensor, rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mean log-probability of a token, [B] for both responses."""
+    logps = {"policy_chosen_logps": chosen_logps, "policy_rejected_logps": rejected_logps}
+    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    check_same_shape(**logps, **lengths)
+    for name, length in lengths.items():
+        if not (length >= 1).all():
+            raise ValueError(f"{name} must be at least 1, got {length.min()}")
+    return chosen_logps / chosen_lengths, rejected_logps / rejected_lengths
+
+
+def chi_po_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+    max_reward: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """−mean log σ(clip(β φ(z_w) − β φ(z_l), ±2 R)), φ(z) = z + log z, z = π_θ/π_ref, in nats.
+
+    DPO with a link that adds a χ² penalty to the KL, so that rare responses cannot gain much
+    (Huang et al. 2024, algorithm 1).
+
+    Args:
+        max_reward: R, the largest reward in logits; without the clip a large z has no gradient.
+        others: as for `dpo_loss`, whose errors this raises too.
+    """
+    check_positive(max_reward=max_reward)
+    logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    log_ratios = (reward / beta for reward in _margins(*logps, beta))
+    # Beyond e^80 a ratio would overflow; it is clipped long before.
+    chosen, rejected = (beta * (h.clamp(max=80.0).exp() + h) for h in log_ratios)
+    margin = (chosen - rejected).clamp(-2 * max_reward, 2 * max_reward)
+    return bradley_terry_loss(margin, torch.zeros_like(margin), weights)
+
+
+def kto_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+    kl: Tensor,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """mean over all responses of λ (1 − v), v = σ(±β (log-ratio − KL)) (Ethayarajh et al. 2024).
+
+    Chosen responses count as desirable (λ_D, +), rejected ones as undesirable (λ_U, −); which two
+    were compared does not matter.
+
+    Args:
+        kl: scalar, KL(π_θ ‖ π_ref) in nats, the point of reference; no gradient flows through it.
+        desirable_weight: λ_D.
+        undesirable_weight: λ_U.
+        others: as for `dpo_loss`, whose errors this raises too.
+    """
+    check_positive(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    check_type("kl", kl, Tensor, "a scalar tensor, the KL in nats")
+    if kl.dim() != 0 or not kl >= 0:
+        raise ValueError(f"kl must be one number of at least 0, got {shown(kl)}")
+    logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    chosen, rejected = _margins(*logps, beta)
+    kl = beta * kl.detach()
+    desirable = weighted_mean(desirable_weight * torch.sigmoid(kl - chosen), weights)
+    undesirable = weighted_mean(undesirable_weight * torch.sigmoid(rejected - kl), weights)
+    return (desirable + undesirable) / 2

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.dpo import DPOSettings
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.ppo import PPOSettings
 from rlhf_toy.reward_model import RewardModelSettings
 from rlhf_toy.sft import SFTSettings, train_reference
-from rlhf_toy.training import digest
 
 MAX_LENGTH = 3  # words in a review, so that a run takes seconds
 BETA = 0.5

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.checks import check_choice, check_type
 from rlhf_toy.dpo import DPOSettings
 from rlhf_toy.models import PolicyModel
 from rlhf_toy.ppo import PPOSettings
-from rlhf_toy.training import History, digest
+from rlhf_toy.training import History
 
 GAP = "exact/gap"
 

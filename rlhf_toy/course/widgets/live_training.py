@@ -13,6 +13,7 @@ import ipywidgets
 import torch
 from gymnasium import Env
 
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.checks import check_type, shown
 from rlhf_toy.course.widgets.live_chart import EARLIER_STYLES, draw_gap
 from rlhf_toy.course.widgets.live_run import LiveRun, Settings
@@ -38,7 +39,7 @@ from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.models import PolicyModel, check_fits
 from rlhf_toy.ppo import PPOSettings, Reward, train_ppo
 from rlhf_toy.preferences import PreferenceDataset
-from rlhf_toy.training import History, digest, make_generator, pick_device, reward_digest
+from rlhf_toy.training import History, make_generator, pick_device, reward_digest
 
 # Half a minute on a laptop.
 PPO_SETTINGS = PPOSettings(iterations=50, batch_size=512, num_mini_batches=8, measure_every=5)

@@ -4,11 +4,12 @@ import threading
 
 import pytest
 
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.course.widgets.live_run import LiveRun, measurements
 from rlhf_toy.dpo import DPOSettings
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
-from rlhf_toy.training import History, digest, make_generator
+from rlhf_toy.training import History, make_generator
 
 REFERENCE = PolicyModel(
     GPTConfig.for_world(WordMDP(max_length=1), n_layer=1, n_head=1, n_embd=8), make_generator(0)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.course.widgets.live_run import LiveRun
 from rlhf_toy.course.widgets.live_training import LiveTraining
 from rlhf_toy.dpo import DPOSettings, train_dpo
@@ -20,7 +21,7 @@ from rlhf_toy.envs import SlipperyWordMDP, WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
-from rlhf_toy.training import digest, make_generator
+from rlhf_toy.training import make_generator
 
 WORLD = WordMDP(max_length=2)
 REFERENCE = PolicyModel(
