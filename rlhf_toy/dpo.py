@@ -41,6 +41,7 @@ class DPOSettings:
     learning_rate: float = 3e-3  # falls linearly to 0 …
     warmup_steps: int = 0  # … once it has risen; 0: it starts at its highest
     weight_decay: float = 1.0  # strong: few pairs, and people's answers are noisy
+    ema_decay: float = 0.99  # of the moving average of the weights that is measured and returned
     held_out: float = 0.1  # share of the pairs that are kept for measuring
     early_stopping: bool = True  # return the policy that was best on the held-out pairs
     measure_every: int = 100  # steps between two measurements, exact and on the held-out pairs
@@ -52,8 +53,8 @@ class DPOSettings:
 
     def __post_init__(self) -> None:
         limits = {"held_out": {"above": 0, "below": 1}, "label_smoothing": {"low": 0, "below": 0.5}}
-        for name in ("warmup_steps", "weight_decay", "simpo_gamma"):
-            limits[name] = {"low": 0}
+        limits |= {name: {"low": 0} for name in ("warmup_steps", "weight_decay", "simpo_gamma")}
+        limits["ema_decay"] = {"low": 0, "below": 1}
         check_settings(self, **limits)
         check_choice("loss", self.loss, LOSSES)
         if (self.label_smoothing > 0) != (self.loss in ("cdpo", "rdpo")):
@@ -92,7 +93,9 @@ class DPOState(training.State):
         self, policy: training.Trainable, settings: DPOSettings, generator: Generator
     ) -> None:
         super().__init__(generator)
-        self.policy, self.best = policy, BestSoFar(policy)  # the best on the held-out pairs
+        self.policy = policy
+        self.average = training.moving_average(policy, settings.ema_decay)
+        self.best = BestSoFar(policy)  # the best average on the held-out pairs
         trained = [p for p in policy.parameters() if p.requires_grad]
         rate, decay = settings.learning_rate, settings.weight_decay
         self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
@@ -140,18 +143,28 @@ def preference_loss(
 
 
 def dpo_iteration(
-    state: DPOState, preferences: PreferenceDataset, ref_logps: Tensor, settings: DPOSettings
+    state: DPOState,
+    preferences: PreferenceDataset,
+    ref_logps: Tensor,
+    settings: DPOSettings,
+    weights: Tensor | None = None,
 ) -> Metrics:
-    """Do one step of DPO on a batch of the N pairs; `ref_logps` [2, N] as in `preference_loss`."""
+    """Do one step of DPO on a batch of the N pairs; see `preference_loss` for the arguments.
+
+    The metrics but the loss are means over the batch, whatever the weights are.
+    """
     seed = state.generator.initial_seed()
     rows = training.minibatch(len(preferences), settings.batch_size, state.step, seed)
-    loss, pairs = preference_loss(state.policy, preferences[rows], ref_logps[:, rows], settings)
+    batch, refs = preferences[rows], ref_logps[:, rows]
+    some = None if weights is None else weights[rows]
+    loss, pairs = preference_loss(state.policy, batch, refs, settings, some)
 
     rates = settings.learning_rate, state.step, settings.steps, settings.warmup_steps
     training.linear_decay(state.optimizer, *rates)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
+    state.average.update_parameters(state.policy)
     state.step += 1
     with torch.no_grad():
         chosen, rejected = pairs.implicit_rewards(settings.beta)
@@ -169,11 +182,11 @@ def dpo_iteration(
 def measure_held_out(
     state: DPOState, held_out: PreferenceDataset, ref_logps: Tensor, settings: DPOSettings
 ) -> Metrics:
-    """Measure the policy on held-out pairs, and keep its weights if they are the best so far."""
+    """Measure the average on held-out pairs, and keep its weights if they are the best so far."""
     with torch.no_grad():
-        loss, pairs = preference_loss(state.policy, held_out, ref_logps, settings)
+        loss, pairs = preference_loss(state.average.module, held_out, ref_logps, settings)
         accuracy = preference_accuracy(*pairs.implicit_rewards(settings.beta))
-    state.best.offer(state.policy, float(loss))
+    state.best.offer(state.average.module, float(loss))
     return {"held_out/loss": loss, "held_out/accuracy": accuracy}
 
 
@@ -249,7 +262,7 @@ def train_dpo(
 
     def measure() -> Metrics:
         found = measure_held_out(state, held_out, ref_held_out, settings)
-        return {**found, **yardstick.metrics(policy)}
+        return {**found, **yardstick.metrics(state.average.module)}
 
     inputs = {"world": world.fingerprint, "reference": reference, "start": policy}
     history = training.run_steps(
@@ -265,7 +278,8 @@ def train_dpo(
     )
     if settings.early_stopping:
         state.best.restore(policy)
-    return policy, history
+        return policy, history
+    return state.average.module, history
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,13 @@ class RewardModelSettings:
     batch_size: int = 512  # pairs
     learning_rate: float = 3e-3  # falls linearly to 0
     weight_decay: float = 1.0  # strong: few pairs, and people's answers are noisy
+    ema_decay: float = 0.99  # of the moving average of the weights that is measured and returned
     held_out: float = 0.1  # share of the pairs that are kept for measuring
     measure_every: int = 25  # steps between two measurements on the held-out pairs
 
     def __post_init__(self) -> None:
-        check_settings(self, weight_decay={"low": 0}, held_out={"above": 0, "below": 1})
+        shares = {"held_out": {"above": 0, "below": 1}, "ema_decay": {"low": 0, "below": 1}}
+        check_settings(self, weight_decay={"low": 0}, **shares)
 
 
 class RewardModelState(training.State):
@@ -43,7 +45,9 @@ class RewardModelState(training.State):
     ) -> None:
         super().__init__(generator)
         rate, decay = settings.learning_rate, settings.weight_decay
-        self.model, self.best = model, BestSoFar(model)  # the best on the held-out pairs
+        self.model = model
+        self.average = training.moving_average(model, settings.ema_decay)
+        self.best = BestSoFar(model)  # the best average on the held-out pairs
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
 
 
@@ -87,6 +91,7 @@ def reward_model_iteration(
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
+    state.average.update_parameters(state.model)
     state.step += 1
     chosen, rejected = rewards.detach()
     return {
@@ -98,11 +103,11 @@ def reward_model_iteration(
 
 
 def measure_held_out(state: RewardModelState, held_out: PreferenceDataset) -> Metrics:
-    """Measure the model on held-out pairs, and keep its weights if they are the best so far."""
+    """Measure the average on held-out pairs, and keep its weights if they are the best so far."""
     with torch.inference_mode():
-        loss, rewards = reward_model_loss(state.model, held_out)
+        loss, rewards = reward_model_loss(state.average.module, held_out)
         accuracy = preference_accuracy(*rewards)
-    state.best.offer(state.model, float(loss))
+    state.best.offer(state.average.module, float(loss))
     return {"held_out/loss": loss, "held_out/accuracy": accuracy}
 
 

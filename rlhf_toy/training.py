@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from rlhf_toy.checkpoints import Checkpoint, digest
@@ -159,6 +160,15 @@ class History(Stateful):
         for row in self.rows[-100:]:
             recent |= row
         return {label: f"{recent[name]:.3g}" for name, label in labels.items() if name in recent}
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return a copy of a model whose weights follow the model's: decay × old + (1 − decay) × new.
+
+    Call `update_parameters(model)` after every step; the copy is its `module`. With a decay of 0
+    it is the model as it is.
+    """
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 class BestSoFar(Stateful):

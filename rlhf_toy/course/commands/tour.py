@@ -1,7 +1,8 @@
 """Run the whole RLHF pipeline and measure every policy against the exact optimum.
 
 corpus → reference → preferences on the reference's own pairs → reward model → PPO on the true
-reward and on the learned one, DPO on the same preferences, best-of-n.
+reward and on the learned one; RLOO and GRPO on the learned one; DPO on the same preferences, and
+online with fresh ones; best-of-n.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 FEWEST_PREFERENCES = 100
+ONLINE = {"rounds": 3, "pairs": 20_000}  # of online DPO
 SHOWN_PROMPTS = slice(1, 3)  # of the world's prompts: one sample response to each is printed
 
 
@@ -94,7 +96,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
     from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
     from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
     from rlhf_toy.course.worlds import WORLDS
-    from rlhf_toy.dpo import DPOSettings, train_dpo
+    from rlhf_toy.dpo import DPOSettings, OnlineDPOSettings, train_dpo, train_online_dpo
     from rlhf_toy.envs import WordMDP
     from rlhf_toy.exact import (
         Yardstick,
@@ -103,6 +105,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         response_logps,
         response_scores,
     )
+    from rlhf_toy.policy_gradient import PolicyGradientSettings, train_policy_gradient
     from rlhf_toy.ppo import PPOSettings, train_ppo
     from rlhf_toy.preferences import collect_preferences
     from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
@@ -117,7 +120,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         raise UsageError(f"--world must be one of {', '.join(WORLDS)}, got {args.world!r}")
     seed, beta, world = args.seed, args.beta, WordMDP(WORLDS[args.world])
     steps = {"steps": 60} if args.quick else {}
-    warmup = {"warmup_steps": 15} if args.quick else {}
+    rounds = {"rounds": 2, "pairs": args.preferences // 2} if args.quick else ONLINE
     iterations = {"iterations": 20} if args.quick else {}
     ns = {"ns": (1, 2, 4, 8, 16)} if args.quick else {}
     seconds = {}
@@ -142,8 +145,19 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
     ppo = PPOSettings(beta=beta, **iterations)
     ppo_true, _ = timed("ppo_true", train_ppo, world, reference, world.response_rewards, ppo)
     ppo_learned, _ = timed("ppo_learned", train_ppo, world, reference, reward_model, ppo)
-    dpo, _ = timed(
-        "dpo", train_dpo, preferences, reference, DPOSettings(beta=beta, **steps, **warmup)
+    rloo = PolicyGradientSettings(beta=beta, **iterations)
+    grpo = replace(
+        rloo, advantage="grpo", kl="k3_loss", kl_level="token", aggregate="response_mean"
+    )
+    trained = {
+        name: timed(name, train_policy_gradient, world, reference, reward_model, settings)[0]
+        for name, settings in {"rloo": rloo, "grpo": grpo}.items()
+    }
+    dpo = DPOSettings(beta=beta, **steps)
+    trained["dpo"], _ = timed("dpo", train_dpo, preferences, reference, dpo)
+    online = OnlineDPOSettings(**rounds, dpo=replace(dpo, steps=dpo.steps // 2))
+    trained["online_dpo"], _ = timed(
+        "online_dpo", train_online_dpo, world, reference, annotator, online
     )
     scores = response_scores(reward_model, world).cpu()
     best_of_n, _ = timed(
@@ -159,7 +173,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         "reference": yardstick.ref_logps,
         "ppo_true": response_logps(ppo_true, world).cpu(),
         "ppo_learned": response_logps(ppo_learned, world).cpu(),
-        "dpo": response_logps(dpo, world).cpu(),
+        **{name: response_logps(policy, world).cpu() for name, policy in trained.items()},
         "best_of_n": best_of_n,
         "gibbs": gibbs,
     }

@@ -158,7 +158,9 @@ def _train(
     if method == "dpo":
         settings = replace(DPO, beta=beta, learning_rate=rate * DPO.learning_rate)
         start = time.process_time()
-        policy, history = train_dpo(preferences, start_policy, settings, seed, device="cpu")
+        policy, history = train_dpo(
+            preferences, start_policy, settings, seed, device="cpu", start=start_policy
+        )
         seconds = time.process_time() - start
         networks, model_seconds, extra = ([policy], [start_policy]), 0.0, {}
         samples = 0  # train_dpo samples no response

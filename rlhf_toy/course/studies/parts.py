@@ -26,6 +26,7 @@ REWARD_MODEL = RewardModelSettings(
     batch_size=512,
     learning_rate=3e-3,
     weight_decay=1.0,
+    ema_decay=0.0,
     held_out=0.1,
     measure_every=25,
 )
@@ -55,6 +56,8 @@ DPO = DPOSettings(
     batch_size=512,
     learning_rate=5e-4,
     warmup_steps=100,
+    weight_decay=0.01,
+    ema_decay=0.0,
     held_out=0.1,
     early_stopping=True,
     measure_every=25,

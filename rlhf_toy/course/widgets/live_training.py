@@ -43,7 +43,14 @@ from rlhf_toy.training import History, make_generator, pick_device, reward_diges
 
 # Half a minute on a laptop.
 PPO_SETTINGS = PPOSettings(iterations=50, batch_size=512, num_mini_batches=8, measure_every=5)
-DPO_SETTINGS = DPOSettings(steps=125, warmup_steps=40, measure_every=10)
+DPO_SETTINGS = DPOSettings(  # fine-tuning the reference's own weights
+    steps=125,
+    learning_rate=5e-4,
+    warmup_steps=40,
+    weight_decay=0.01,
+    ema_decay=0.0,
+    measure_every=10,
+)
 
 
 class LiveTraining(InteractiveCell):
@@ -145,7 +152,9 @@ class LiveTraining(InteractiveCell):
         _check(world, reference, earlier, seed)
         preferences.split(1 - settings.held_out, seed)  # raises for too few pairs
         device = pick_device(device)
-        train = partial(train_dpo, preferences, reference, seed=seed, device=device)
+        train = partial(
+            train_dpo, preferences, reference, seed=seed, device=device, start=reference
+        )
         pairs = (preferences.prompts, preferences.chosen, preferences.rejected)
         key = digest("DPO", reference, *pairs, seed)
         run = LiveRun("DPO", train, reference, settings, settings.steps, key, folder)

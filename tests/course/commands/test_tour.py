@@ -10,7 +10,9 @@ import torch
 import rlhf_toy.envs
 from rlhf_toy.__main__ import main
 
-NAMES = ["reference", "ppo_true", "ppo_learned", "dpo", "best_of_n", "gibbs"]
+NAMES = [
+    "reference", "ppo_true", "ppo_learned", "rloo", "grpo", "dpo", "online_dpo", "best_of_n", "gibbs",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_the_policies_stand_in_the_order_that_the_theory_asks_for(toured):
     assert rows["reference"]["gap"] == 1.0
     assert rows["reference"]["kl"] == 0.0
     assert rows["gibbs"]["gap"] == pytest.approx(0.0, abs=1e-9)
-    for name in ("ppo_true", "ppo_learned", "dpo", "best_of_n"):
+    for name in NAMES[1:-1]:
         assert 0 < rows[name]["gap"] < 1
     assert rows["ppo_true"]["gap"] < 0.1
     # The learned reward is shifted to agree with the true one under the reference.
