@@ -11,7 +11,8 @@ import rlhf_toy.envs
 from rlhf_toy.__main__ import main
 
 NAMES = [
-    "reference", "ppo_true", "ppo_learned", "rloo", "grpo", "dpo", "online_dpo", "best_of_n", "gibbs",
+    "reference", "ppo_true", "ppo_learned", "rloo", "grpo", "dpo", "online_dpo", "best_of_n",
+    "gibbs",
 ]  # fmt: skip
 
 
