@@ -9,6 +9,7 @@ import torch
 
 from rlhf_toy.course.studies import parts
 from rlhf_toy.envs import WordMDP
+from rlhf_toy.models import GPTConfig
 from rlhf_toy.sft import train_reference
 
 SETTINGS = ("REFERENCE", "REWARD_MODEL", "PPO", "DPO")
@@ -24,6 +25,14 @@ def test_all_settings_are_stated(name):
     )
     stated = {keyword.arg for keyword in call.keywords}
     assert stated == {field.name for field in fields(getattr(parts, name))}
+
+
+def test_new_fields_are_fields_and_a_description_is_the_repr_of_all_others():
+    known = {type(getattr(parts, name)) for name in SETTINGS} | {GPTConfig}
+    names = {f"{kind.__qualname__}.{field.name}" for kind in known for field in fields(kind)}
+    assert parts.NEW_FIELDS.keys() <= names
+    for value in (WordMDP().world_spec, (1.5, "a"), None):
+        assert parts.described(value) == repr(value)
 
 
 def test_the_reference_is_the_seed_s_and_trained_once(monkeypatch):
@@ -50,4 +59,11 @@ def test_the_fingerprint_covers_world_and_reference(monkeypatch):
         assert fingerprint() != before
     with monkeypatch.context() as patch:
         patch.setattr(parts, "word_world", lambda: WordMDP(max_length=2))
+        assert fingerprint() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "NEW_FIELDS", {"SFTSettings.steps": 0, "GPTConfig.n_layer": 0})
+        assert fingerprint() == before
+        parts.NEW_FIELDS["SFTSettings.steps"] = parts.REFERENCE.steps
+        assert fingerprint() != before
+        parts.NEW_FIELDS["SFTSettings.steps"], parts.NEW_FIELDS["GPTConfig.n_layer"] = 0, 2
         assert fingerprint() != before
