@@ -222,7 +222,7 @@ class Examination:
     def _project(self) -> Taste:
         """The fit to the annotator's probabilities on the most common pairs of all prompts."""
         seen = self._wins + self._wins.T
-        i, j = np.triu_indices(len(seen), 1)
+        i, j = np.nonzero(np.triu(seen, 1))  # the pairs that some prompt has
         common = np.argsort(-seen[i, j], kind="stable")[:20_000]
         i, j = i[common], j[common]
         return fit_taste(self._features[i] - self._features[j], self._wins[i, j] / seen[i, j])
