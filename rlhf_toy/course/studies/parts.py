@@ -11,6 +11,9 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from rlhf_toy.dpo import DPOSettings
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
@@ -101,3 +104,10 @@ def described(value: Any) -> str:
     items = [(field.name, getattr(value, field.name)) for field in fields(value)]
     kept = [(name, x) for name, x in items if NEW_FIELDS.get(f"{kind}.{name}", ...) != x]
     return f"{kind}({', '.join(f'{name}={x!r}' for name, x in kept)})"
+
+
+def half_width(values: np.ndarray) -> np.ndarray:
+    """Return half of the 95 % interval of the mean over S seeds, [S, …] → […]; 0 for one seed."""
+    if len(values) == 1:
+        return np.zeros(values.shape[1:])
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)

@@ -4,6 +4,7 @@ import ast
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,14 @@ def test_the_reference_is_the_seed_s_and_trained_once(monkeypatch):
         assert parts.reference(4) is not found
     finally:
         parts.reference.cache_clear()
+
+
+def test_half_of_an_interval_is_student_s():
+    values = np.array([[1.0, 5.0], [2.0, 5.0], [6.0, 5.0]])
+    # 4.302653 is the 97.5 % quantile of Student's t with 2 degrees of freedom.
+    expected = 4.302653 * np.sqrt(((values[:, 0] - 3) ** 2).sum() / 2 / 3)
+    np.testing.assert_allclose(parts.half_width(values), [expected, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(parts.half_width(values[:1]), [0.0, 0.0])
 
 
 def test_the_fingerprint_covers_world_and_reference(monkeypatch):
