@@ -1302,7 +1302,8 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             ("adjectives", {"very": 1}, ValueError, "'very' is empty or given twice"),
             ("intensifiers", {"very": 0}, ValueError, "must be a finite number above 0, got 0"),
             ("negations", {"not": 1}, ValueError, "must be a finite number below 0, got 1"),
-            ("conjunctions", {"and": 2}, ValueError, "conjunctions['and'] must be"),
+            ("conjunctions", {"and": 2}, ValueError, "['and'] must be -1, 0 or 1, got 2.0"),
+            ("conjunctions", {"and": 0.5}, ValueError, "['and'] must be -1, 0 or 1, got 0.5"),
             (
                 "prompt_taste",
                 {"opera": {}},

@@ -82,10 +82,13 @@ class WordSpec:
     def __post_init__(self) -> None:
         freeze = partial(object.__setattr__, self)
         freeze("prompts", check_texts("prompts", self.prompts))
-        limits = ({}, {"above": 0}, {"below": 0}, {"low": -1, "high": 1})
+        limits = ({}, {"above": 0}, {"below": 0}, {})
         for kind, limit in zip(KINDS, limits, strict=True):
             freeze(kind, _numbers(kind, getattr(self, kind), **limit))
             check_texts(kind, [word for word, _ in getattr(self, kind)])
+        for word, sign in self.conjunctions:
+            if sign not in (-1, 0, 1):
+                raise ValueError(f"conjunctions[{word!r}] must be -1, 0 or 1, got {sign}")
         check_texts("words", self.words)
         if " ".join(self.words).split() != list(self.words):
             raise ValueError(f"words must not contain blanks, got {shown(self.words)}")

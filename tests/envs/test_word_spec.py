@@ -83,7 +83,15 @@ def test_the_grammar_says_what_is_a_review(kinds, expected):
         ({"negations": {"not": 0.5}}, ValueError, "below 0, got 0.5"),
         ({"negations": {3: -0.5}}, TypeError, "negations must be a tuple or list of texts"),
         ({"conjunctions": {"and": "1"}}, TypeError, r"conjunctions\['and'\] must be a number"),
-        ({"conjunctions": {"and": 2}}, ValueError, "at least -1 and at most 1, got 2"),
+        ({"conjunctions": {"and": NAN}}, ValueError, "must be a finite number, got nan"),
+        *(
+            (
+                {"conjunctions": {"but": -1, "and": sign}},
+                ValueError,
+                rf"conjunctions\['and'\] must be -1, 0 or 1, got {float(sign)}$",
+            )
+            for sign in (2, -2, 0.5, -0.5)
+        ),
         (
             {"prompt_taste": {"opera": {}}},
             ValueError,

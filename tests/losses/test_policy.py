@@ -170,6 +170,11 @@ def test_the_pad_token_needs_no_logit():
     assert_close(logps, torch.tensor([[-math.log(3), 0.0]]))
 
 
+def test_a_single_action_has_probability_1_and_can_be_followed_by_pads():
+    logps = token_logps(torch.ones(1, 2, 1), torch.tensor([[0, 1]]), torch.tensor([[1, 0]]))
+    assert_close(logps, torch.zeros(1, 2))
+
+
 # Preferences and reward learning
 
 

@@ -25,8 +25,6 @@ MARKER = ".rlhf_toy_course"
 
 LONGEST_TIMEOUT = 10**6  # seconds
 
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -210,6 +208,8 @@ def drop_widgets(notebook: NotebookNode) -> None:
 
     A widget shows nothing without a kernel, and its id changes in every run.
     """
+    from rlhf_toy.course.widgets.parts import WIDGET_VIEW
+
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -291,7 +291,7 @@ def _run_all(notebooks: dict[Path, NotebookNode], timeout: int) -> list[Outcome]
     total = sum(cell.cell_type == "code" for nb in notebooks.values() for cell in nb.cells)
     with tqdm(total=total, unit="cell") as bar:
         for path, notebook in notebooks.items():
-            if outcomes and (outcomes[-1].failed or outcomes[-1].note.startswith("not run")):
+            if any(outcome.failed for outcome in outcomes):
                 outcomes.append(Outcome(path, notebook, "not run: shown with its saved outputs"))
                 continue
             bar.set_description(path.stem)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(ValueError):
-    """A mistake of the user: printed as one line without a traceback, with exit code 2.
+    """A mistake in a command line: printed as one line without a traceback, with exit code 2.
 
     Commands raise it while they check their arguments, before they write anything.
     """

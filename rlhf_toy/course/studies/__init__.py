@@ -89,9 +89,10 @@ def fingerprint(module: ModuleType) -> str:
     """Return a hex string that identifies what decides a study's results.
 
     It covers the world, the reference, and all constants and functions in the study's file that
-    `tasks` and `run` need: constants by value, so settings with all their defaults; functions by
-    their code without comments and docstrings. It does not cover the code of the trainers;
-    `study NAME --recheck` finds out whether that still gives the same results.
+    `tasks` and `run` need: constants by value, so settings with all their defaults (see
+    `parts.described` for new fields); functions by their code without comments and docstrings. It
+    does not cover the code of the trainers; `study NAME --recheck` finds out whether that still
+    gives the same results.
     """
     from rlhf_toy.course.studies import parts
 
@@ -108,7 +109,7 @@ def fingerprint(module: ModuleType) -> str:
             found[name] = json.dumps(_code(functions[name]))
             names += [node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)]
         elif not callable(value) and not isinstance(value, ModuleType):
-            found[name] = repr(value)
+            found[name] = parts.described(value)
     text = json.dumps([parts.fingerprint(), sorted(found.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -16,11 +16,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
-from rlhf_toy.course.studies.parts import BETA, DPO, PPO, REWARD_MODEL, reference, word_world
+from rlhf_toy.course.studies.parts import (
+    BETA,
+    DPO,
+    PPO,
+    REWARD_MODEL,
+    half_width,
+    reference,
+    word_world,
+)
 from rlhf_toy.dpo import train_dpo
 from rlhf_toy.exact import Yardstick, gibbs_policy, response_logps, response_scores
 from rlhf_toy.models import PolicyModel, ValueModel
@@ -126,11 +133,10 @@ def figure(results: list[dict[str, Any]]) -> Figure:
             gaps = 100 * values(results, "gap", method=method, condition=condition)
             y = row + 0.3 * i - 0.15
             axes.plot(gaps, np.full(len(gaps), y), ".", color=COLOURS[i], alpha=0.5)
-            half = stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps) if len(gaps) > 1 else 0.0
             axes.errorbar(
                 gaps.mean(),
                 y,
-                xerr=half,
+                xerr=half_width(gaps),
                 fmt=MARKERS[i],
                 color=COLOURS[i],
                 capsize=4,

@@ -1,4 +1,4 @@
-"""What happens to the true reward when a policy follows a learned one ever further, over seeds.
+"""What happens to the true reward as a policy optimises a learned one harder, over seeds.
 
 The world is the word world with at most three words. For each learned reward (the proxy) the study
 computes the policies that follow it best: the Gibbs policies for the proxy at every β, and
@@ -14,12 +14,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.best_of_n import best_of_n_logps
-from rlhf_toy.course.studies.parts import REWARD_MODEL, reference, word_world
+from rlhf_toy.course.studies.parts import REWARD_MODEL, half_width, reference, word_world
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.exact import Yardstick, expected_reward, gibbs_policy, kl_divergence, response_scores
 from rlhf_toy.plots import COLOURS
@@ -50,7 +49,7 @@ def tasks() -> list[dict[str, Any]]:
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
-    """Learn one reward, and follow it ever further.
+    """Learn one reward, and follow it further and further.
 
     Returns:
         `rl` and `bon`: dicts of lists over β and over n, with the policy's `kl` (nats), `proxy` and
@@ -158,7 +157,7 @@ def figure(results: list[dict[str, Any]]) -> Figure:
         for i, condition in enumerate(CONDITIONS):
             kl = series(results, condition, how, "kl").mean(0)
             true = series(results, condition, how, "true")
-            half = stats.t.ppf(0.975, len(true) - 1) * stats.sem(true) if len(true) > 1 else 0 * kl
+            half = half_width(true)
             ax.plot(kl, true.mean(0), styles[i], color=COLOURS[i], label=condition)
             ax.fill_between(
                 kl, true.mean(0) - half, true.mean(0) + half, color=COLOURS[i], alpha=0.12

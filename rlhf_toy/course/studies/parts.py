@@ -6,9 +6,14 @@ measures.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import fields, is_dataclass
 from functools import cache
+from typing import Any
 
-from rlhf_toy.checkpoints import digest
+import numpy as np
+from scipy import stats
+
 from rlhf_toy.dpo import DPOSettings
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel
@@ -62,6 +67,19 @@ DPO = DPOSettings(
     early_stopping=True,
     measure_every=25,
 )
+# Fields that a settings class got after the studies were run, as "Class.field", each with the value
+# that does what the code did before the field existed. See `described`.
+NEW_FIELDS: dict[str, Any] = {
+    "DPOSettings.weight_decay": 0.01,
+    "DPOSettings.ema_decay": 0.0,
+    "DPOSettings.simpo_gamma": 0.5,
+    "DPOSettings.desirable_weight": 1.0,
+    "DPOSettings.undesirable_weight": 1.0,
+    "DPOSettings.max_reward": 10.0,
+    "RewardModelSettings.ema_decay": 0.0,
+    "PPOSettings.target_kl": None,
+    "PPOSettings.kl_horizon": 10_000,
+}
 
 
 @cache
@@ -79,4 +97,30 @@ def reference(seed: int) -> PolicyModel:
 @cache
 def fingerprint() -> str:
     """Return a hex string that identifies the world, the reference's settings and its network."""
-    return digest(word_world().fingerprint, REFERENCE, GPTConfig.for_world(word_world()))
+    world = word_world()
+    text = repr(world.fingerprint) + described(REFERENCE) + described(GPTConfig.for_world(world))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def described(value: Any) -> str:
+    """Return the text of a constant that a fingerprint digests: its repr, with one exception.
+
+    All fields of a settings object count, stated or default, because a new default changes what a
+    study measures. The exception is a field in `NEW_FIELDS` that has the value listed there: it is
+    left out, so that results from before the field existed stay valid. The price is that a person
+    decides whether this value does what the code did before. The fingerprint cannot see a wrong
+    decision; `study NAME --recheck` can.
+    """
+    if not is_dataclass(value):
+        return repr(value)
+    kind = type(value).__qualname__
+    items = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    kept = [(name, x) for name, x in items if NEW_FIELDS.get(f"{kind}.{name}", ...) != x]
+    return f"{kind}({', '.join(f'{name}={x!r}' for name, x in kept)})"
+
+
+def half_width(values: np.ndarray) -> np.ndarray:
+    """Return half of the 95 % interval of the mean over S seeds, [S, …] → […]; 0 for one seed."""
+    if len(values) == 1:
+        return np.zeros(values.shape[1:])
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)

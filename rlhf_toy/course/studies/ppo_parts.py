@@ -11,9 +11,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
-from rlhf_toy.course.studies.parts import BETA, PPO, reference, word_world
+from rlhf_toy.course.studies.parts import BETA, PPO, half_width, reference, word_world
 from rlhf_toy.exact import Yardstick
 from rlhf_toy.plots import COLOURS
 from rlhf_toy.ppo import train_ppo
@@ -54,8 +53,7 @@ def figure(results: list[dict[str, Any]]) -> Figure:
     for row, part in enumerate(PARTS):
         gaps = np.array([100 * result["gap"] for result in results if result["part"] == part])
         axes.plot(gaps, np.full(len(gaps), row) + 0.18, "o", color=COLOURS[5], markersize=4)
-        half = stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps) if len(gaps) > 1 else 0.0
-        axes.errorbar(gaps.mean(), row, xerr=half, fmt="D", color=COLOURS[0], capsize=4)
+        axes.errorbar(gaps.mean(), row, xerr=half_width(gaps), fmt="D", color=COLOURS[0], capsize=4)
     axes.set_yticks(range(len(PARTS)), PARTS)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="gap to the optimum, % (log scale)")

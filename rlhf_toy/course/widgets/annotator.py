@@ -27,6 +27,7 @@ from rlhf_toy.course.widgets.parts import (
     button,
     in_a_row,
     labelled,
+    panels,
     picture,
     png,
     say,
@@ -346,7 +347,7 @@ def _example(world: WordMDP, annotator: Annotator, examination: Examination) -> 
     def draw(figure: Figure) -> None:
         figure.set_layout_engine("none")
         top, below = figure.subfigures(2, 1, height_ratios=(1, 3.6))
-        axes = top.subplots(1, 2, gridspec_kw=MARGINS | {"left": 0.015, "top": 0.7, "bottom": 0.2})
+        axes = panels(top, 2, MARGINS | {"left": 0.015, "top": 0.7, "bottom": 0.2})
         sides = (("left", pairs[0].left), ("right", pairs[0].right))
         for ax, (side, text) in zip(axes, sides, strict=True):
             ax.text(0.5, 0.5, text or EMPTY, ha="center", va="center", fontsize=13)

@@ -3,7 +3,7 @@
 `NAME.jsonl` has the preferences, in the format of `PreferenceDataset.save`. That format has no
 ties, so they are in `NAME.ties.jsonl`, with the columns `prompt`, `first`, `second`, and `after`:
 the number of preferences given before the tie, which keeps the order of all answers. A skipped pair
-is no answer and is not saved.
+is not an answer and is not saved.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class AnswerFiles:
         return last
 
     def preferred(self) -> list[Answer]:
-        """Return the answers that are no ties."""
+        """Return the answers that are not ties."""
         return [answer for answer in self.answers if answer.verdict != TIE]
 
     def dataset(self) -> PreferenceDataset:

@@ -34,16 +34,16 @@ def least_sure(taste: Taste, differences: np.ndarray) -> int:
 def sample_pairs(
     world: WordMDP, n: int, generator: torch.Generator, policy: PolicyModel | None = None
 ) -> list[Pair]:
-    """Sample n pairs of reviews of the same prompts, without those of two equal reviews.
+    """Sample n pairs of reviews of the same prompt, and leave out pairs of two equal reviews.
 
     Args:
         world: the world that the prompts come from.
         n: the number of pairs before equal reviews are left out.
-        generator: the source of chance, on the policy's device.
+        generator: the source of randomness, on the policy's device.
         policy: writes the reviews; None for the world's corpus of fluent reviews.
 
     Raises:
-        TypeError, ValueError: n is no integer of at least 1.
+        TypeError, ValueError: n is not an integer of at least 1.
     """
     check_count("n", n)
     prompts = world.sample_prompts(n, generator)
@@ -103,7 +103,7 @@ class PairPool:
 
     Args:
         world: the world of the reviews.
-        generator: the source of chance, on the policy's device.
+        generator: the source of randomness, on the policy's device.
         policy: writes the reviews; None for the world's corpus of fluent reviews.
         pairs: (prompt, left, right) as texts, to be asked about instead.
 

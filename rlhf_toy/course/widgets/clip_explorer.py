@@ -30,7 +30,7 @@ def objective_and_gradient(
         log-probability.
 
     Raises:
-        TypeError, ValueError: ratios that are no tensor or not above 0, or a bad cliprange.
+        TypeError, ValueError: ratios that are not a tensor or not above 0, or a bad cliprange.
     """
     check_tensors(ratios=ratios)
     if not (ratios > 0).all():
@@ -97,7 +97,7 @@ class ClipExplorer(Explorer):
         """Start the sliders at these values.
 
         Raises:
-            TypeError, ValueError: a value that is no number, or outside its slider.
+            TypeError, ValueError: a value that is not a number, or is outside its slider.
         """
         self.advantage = slider("advantage", "advantage A", advantage, *ADVANTAGES)
         self.cliprange = slider("cliprange", "ε (cliprange)", cliprange, 0.05, 0.5)

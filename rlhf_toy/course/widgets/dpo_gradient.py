@@ -35,7 +35,7 @@ def push(chosen_ratio: float, rejected_ratio: float, beta: float) -> Push:
         beta: weight of the KL penalty.
 
     Raises:
-        TypeError, ValueError: a log-ratio that is no finite number, or a bad beta.
+        TypeError, ValueError: a log-ratio that is not a finite number, or a bad beta.
     """
     check_number("chosen_ratio", chosen_ratio)
     check_number("rejected_ratio", rejected_ratio)
@@ -104,7 +104,7 @@ class DPOGradient(Explorer):
         """Start the sliders at these values.
 
         Raises:
-            TypeError, ValueError: a value that is no number, or outside its slider.
+            TypeError, ValueError: a value that is not a number, or is outside its slider.
         """
         self.chosen = slider("chosen", "log π/π_ref, chosen", chosen, *LOG_RATIOS, 0.1)
         self.rejected = slider("rejected", "log π/π_ref, rejected", rejected, *LOG_RATIOS, 0.1)

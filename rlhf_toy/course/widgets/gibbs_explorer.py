@@ -21,6 +21,7 @@ from rlhf_toy.course.widgets.parts import (
     in_a_row,
     labelled,
     log_slider,
+    panels,
 )
 from rlhf_toy.exact import expected_reward, gibbs_policy, kl_divergence, log_partition, objective
 from rlhf_toy.plots import COLOURS
@@ -63,7 +64,7 @@ def log_probabilities(weights: Sequence[float]) -> Tensor:
     """Return weights [Y] as log-probabilities [Y], −inf where a weight is 0.
 
     Raises:
-        TypeError: weights that are no numbers.
+        TypeError: weights that are not numbers.
         ValueError: weights that are negative, not finite, or all 0.
     """
     values = torch.tensor(_check_row("weights", weights), dtype=torch.float64)
@@ -79,9 +80,9 @@ def find_optimum(weights: Sequence[float], rewards: Sequence[float], beta: float
     """Return the Gibbs policy for a reference [Y], given by its weights, and rewards [Y].
 
     Raises:
-        TypeError: weights, rewards or β that are no numbers.
+        TypeError: weights, rewards or β that are not numbers.
         ValueError: weights that `log_probabilities` refuses, not as many rewards as weights, or a
-            β that is no finite number above 0.
+            β that is not a finite number above 0.
     """
     ref_logps = log_probabilities(weights)
     r = torch.tensor(_check_row("rewards", rewards), dtype=torch.float64)
@@ -166,9 +167,7 @@ def draw_optimum(figure: Figure, optimum: Optimum, names: Sequence[str]) -> None
         optimum: what to draw.
         names: the Y responses' names.
     """
-    # Fixed margins: the automatic layout takes longer than the rest of the drawing.
-    figure.set_layout_engine("none")
-    left, right = figure.subplots(1, 2, gridspec_kw=MARGINS)
+    left, right = panels(figure, 2, MARGINS)
     _draw_bars(left, optimum, names)
     _draw_frontier(right, optimum)
 
@@ -241,7 +240,7 @@ class GibbsExplorer(Explorer):
         reset: the button that restores the start values.
 
     Raises:
-        TypeError: a reward, weight or β that is no number.
+        TypeError: a reward, weight or β that is not a number.
         ValueError: one that is out of range, or not as many weights and names as rewards.
     """
 

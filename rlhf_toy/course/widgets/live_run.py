@@ -63,7 +63,7 @@ class LiveRun:
         notify: called, also from the thread, with "step", "state" or "measured" after a change.
 
     Raises:
-        TypeError: a folder that is no path.
+        TypeError: a folder that is not a path.
         ValueError: a folder that does not exist.
     """
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +15,7 @@ import torch
 from gymnasium import Env
 
 from rlhf_toy.checkpoints import digest
-from rlhf_toy.checks import check_type, shown
+from rlhf_toy.checks import check_type
 from rlhf_toy.course.widgets.live_chart import EARLIER_STYLES, draw_gap
 from rlhf_toy.course.widgets.live_run import LiveRun, Settings
 from rlhf_toy.course.widgets.live_text import (
@@ -119,11 +120,8 @@ class LiveTraining(InteractiveCell):
         """
         world = unwrap(world)
         check_type("settings", settings, PPOSettings, "PPOSettings(…)")
-        if not callable(reward):
-            raise TypeError(
-                "reward must be a RewardModel or a function of prompts and responses such as "
-                f"world.response_rewards, got {shown(reward)}"
-            )
+        kinds = "a RewardModel or a function such as world.response_rewards"
+        check_type("reward", reward, Callable, kinds)
         _check(world, reference, earlier, seed)
         device = pick_device(device)
         train = partial(train_ppo, world, reference, reward, seed=seed, device=device)
@@ -155,8 +153,7 @@ class LiveTraining(InteractiveCell):
         train = partial(
             train_dpo, preferences, reference, seed=seed, device=device, start=reference
         )
-        pairs = (preferences.prompts, preferences.chosen, preferences.rejected)
-        key = digest("DPO", reference, *pairs, seed)
+        key = digest("DPO", reference, *preferences.columns, seed)
         run = LiveRun("DPO", train, reference, settings, settings.steps, key, folder)
         return cls("DPO", run, world, earlier)
 

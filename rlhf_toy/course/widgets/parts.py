@@ -11,7 +11,7 @@ import html
 import io
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -20,12 +20,13 @@ import matplotlib as mpl
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from rlhf_toy.checks import check_number
 from rlhf_toy.plots import STYLE
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+MARGINS = {"left": 0.085, "right": 0.985, "bottom": 0.17, "top": 0.92, "wspace": 0.25}
 LOG_STEP = 0.05  # of a logarithmic slider, in powers of ten
 
 Control = TypeVar("Control", bound=ipywidgets.Widget)
@@ -53,13 +54,16 @@ def png(draw: Callable[[Figure], None], size: tuple[float, float] = (8.0, 3.6)) 
     return file.getvalue()
 
 
-def panels(figure: Figure, n: int) -> list[Axes]:
-    """Add n axes side by side to an empty figure, at fixed places.
+def panels(
+    figure: Figure | SubFigure, n: int, margins: Mapping[str, float] = MARGINS, **options: Any
+) -> list[Axes]:
+    """Add n axes side by side to an empty figure, with fixed margins.
 
-    The automatic layout takes as long as the drawing itself, too long for a slider's chart.
+    The automatic layout takes as long as the drawing itself, too long for a slider's chart. The
+    options are those of `Figure.subplots`.
     """
-    figure.set_layout_engine("none")
-    return [figure.add_axes((i / n + 0.085, 0.17, 1 / n - 0.1, 0.75)) for i in range(n)]
+    figure.figure.set_layout_engine("none")
+    return list(figure.subplots(1, n, gridspec_kw=dict(margins), **options))
 
 
 def picture(data: bytes) -> ipywidgets.Image:
@@ -92,8 +96,8 @@ def slider(
     """Return a slider from `low` to `high`.
 
     Raises:
-        TypeError, ValueError: the value is no number, or outside the slider; the message calls it
-            `name`.
+        TypeError, ValueError: the value is not a number, or is outside the slider; the message
+            calls it `name`.
     """
     check_number(name, value, low, high)
     # A long description must not leave less room for the handle.
@@ -103,7 +107,7 @@ def slider(
 
 
 def log_slider(
-    description: str, value: float, low: float, high: float, width: str = "27em", **options: Any
+    description: str, value: float, low: float, high: float, **options: Any
 ) -> ipywidgets.FloatLogSlider:
     """Return a logarithmic slider for values from `low` to `high`, all above 0.
 
@@ -115,7 +119,7 @@ def log_slider(
     middle = math.log10(value)
     options |= {"value": value, "step": LOG_STEP, "readout_format": ".3g"}
     options |= {"min": middle - below * LOG_STEP, "max": middle + above * LOG_STEP}
-    return labelled(ipywidgets.FloatLogSlider, description, width, **options)
+    return labelled(ipywidgets.FloatLogSlider, description, "27em", **options)
 
 
 def button(

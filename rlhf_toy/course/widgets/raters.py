@@ -1,4 +1,4 @@
-"""Raters and scales: ratings or comparisons, which rank better from as many judgements?"""
+"""Raters and scales: do ratings or comparisons rank better, from equally many judgements?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy.stats import binomtest, norm, rankdata, sem, t
 
 from rlhf_toy.annotators import Population, Rater
 from rlhf_toy.checks import check_choice, check_count, check_number, check_type
-from rlhf_toy.course.widgets.parts import Explorer, in_a_row, labelled
+from rlhf_toy.course.widgets.parts import Explorer, in_a_row, labelled, panels
 from rlhf_toy.plots import COLOURS, MARKERS
 from rlhf_toy.training import make_generator
 
@@ -59,7 +59,7 @@ def make_raters(scales: Scales) -> list[Rater]:
     Gains are assigned independently of the offsets. Nothing is sampled.
 
     Raises:
-        TypeError: scales that are no `Scales`.
+        TypeError: scales that are not `Scales`.
     """
     check_type("scales", scales, Scales, "a Scales")
     quantiles = norm.ppf((np.arange(N_RATERS) + 0.5) / N_RATERS)
@@ -111,7 +111,7 @@ def run_contest(scales: Scales, rewards: Sequence[float], judgements: int) -> Co
         judgements: the number of ratings, and of comparisons: one of `judgement_counts(n)`.
 
     Raises:
-        TypeError: scales that are no `Scales`.
+        TypeError: scales that are not `Scales`.
         ValueError: another number of judgements.
     """
     if judgements not in (counts := judgement_counts(len(rewards))):
@@ -216,9 +216,7 @@ def draw_contest(
         rewards: the responses' true rewards by name, best first.
         study: the study that is shown, from 0.
     """
-    # Fixed margins: the automatic layout takes longer than the rest of the drawing.
-    figure.set_layout_engine("none")
-    left, middle, right = figure.subplots(1, 3, gridspec_kw=MARGINS)
+    left, middle, right = panels(figure, 3, MARGINS)
     _draw_scales(left, scales, list(rewards.values()))
     _draw_rankings(middle, contest, list(rewards), study)
     _draw_shares(right, contest)
@@ -324,7 +322,7 @@ class RatersAndScales(Explorer):
         controls: all controls, in a row.
 
     Raises:
-        TypeError: rewards that are no dict of numbers.
+        TypeError: rewards that are not a dict of numbers.
         ValueError: rewards that are too few, too many, equal or not finite; an unknown population.
     """
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rlhf_toy.annotators import Annotator
 from rlhf_toy.checks import check_positive, shown
+from rlhf_toy.course.widgets.parts import panels
 from rlhf_toy.envs import WordMDP, WordSpec
 from rlhf_toy.plots import COLOURS, MARKERS
 
@@ -222,7 +223,7 @@ class Examination:
     def _project(self) -> Taste:
         """The fit to the annotator's probabilities on the most common pairs of all prompts."""
         seen = self._wins + self._wins.T
-        i, j = np.triu_indices(len(seen), 1)
+        i, j = np.nonzero(np.triu(seen, 1))  # the pairs that some prompt has
         common = np.argsort(-seen[i, j], kind="stable")[:20_000]
         i, j = i[common], j[common]
         return fit_taste(self._features[i] - self._features[j], self._wins[i, j] / seen[i, j])
@@ -247,9 +248,7 @@ def draw_taste(
         examination: the world's examination, with the ceiling and the annotator's own taste.
         show_annotator: whether the annotator's taste is drawn beside the fit.
     """
-    # Margins by hand: computing them takes longer than all the rest of the drawing.
-    figure.figure.set_layout_engine("none")
-    left, right = figure.subplots(1, 2, width_ratios=(1.05, 1), gridspec_kw=MARGINS)
+    left, right = panels(figure, 2, MARGINS, width_ratios=(1.05, 1))
     _draw_weights(left, taste, examination, show_annotator)
     _draw_shares(right, shares, examination)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_toy.checks import check_positive, check_type
 from rlhf_toy.course.widgets.parts import Explorer, in_a_row, labelled, words
+from rlhf_toy.course.widgets.word_by_word import token_names
 from rlhf_toy.envs import WordMDP, unwrap
 from rlhf_toy.exact import soft_value_iteration, state_logps, tabular_mdp
 from rlhf_toy.models import PolicyModel, check_fits
@@ -26,10 +27,10 @@ def states_before(world: WordMDP, prompt: int, response: Tensor) -> Tensor:
     Returns:
         [T] indices of states; those after the end of the response have no meaning.
     """
-    strings = sum(world.n_words**t for t in range(world.max_length))  # unfinished ones
+    unfinished = int(world.level_starts[-1])  # states of a prompt
     so_far = response.repeat(world.max_length, 1).tril(-1)  # row t has the words before t
     later = torch.ones_like(so_far, dtype=torch.bool).triu()
-    return prompt * strings + world.response_index(so_far.masked_fill(later, world.end_token))
+    return prompt * unfinished + world.response_index(so_far.masked_fill(later, world.end_token))
 
 
 def draw_credit(figure: Figure, names: list[str], credit: Tensor, rows: list[str]) -> None:
@@ -89,7 +90,7 @@ class WhoSaidWhat(Explorer):
             text: the first response, words separated by spaces.
 
         Raises:
-            TypeError: a world that is no `WordMDP`, or a model that is no `PolicyModel`.
+            TypeError: a world that is not a `WordMDP`, or a model that is not a `PolicyModel`.
             ValueError: a model of another world, a world that slips, a bad β, or an unknown prompt
                 or word.
         """
@@ -97,7 +98,7 @@ class WhoSaidWhat(Explorer):
         check_type("world", world, WordMDP, "a WordMDP")
         if not world.is_deterministic:
             raise ValueError(
-                "with slips a log-ratio is no advantage: give WordMDP(), or a world with slip=0"
+                "with slips a log-ratio is not an advantage: give WordMDP(), or a world with slip=0"
             )
         for name, model in (("reference", reference), ("policy", policy)):
             check_type(name, model, PolicyModel, "a PolicyModel")
@@ -122,13 +123,14 @@ class WhoSaidWhat(Explorer):
         super().__init__([in_a_row(controls), vocabulary], controls)
 
     def _compute(self) -> None:
-        """Read the controls; a ValueError if the text is no response."""
+        """Read the controls; a ValueError if the text is not a response."""
         world, x = self._world, self.prompt.index
         response = world.encode(" ".join(self.text.value.lower().split()))
         n = int(world.response_mask(response[None]).sum())
         states = states_before(world, x, response)[:n]
+        names = token_names(world)
         self.credit = self._tables[:, states, response[:n]]
-        self._names = [(*world.words, "<end>")[token] for token in response[:n].tolist()]
+        self._names = [names[token] for token in response[:n].tolist()]
         self._reward = float(world.response_rewards(torch.tensor([x]), response[None]))
         self._start = float(self._values[states[0]])
 

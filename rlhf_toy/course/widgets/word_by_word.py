@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlhf_toy.checks import check_count, check_type
-from rlhf_toy.course.widgets.parts import Explorer, button, in_a_row, labelled, say, words
+from rlhf_toy.course.widgets.parts import Explorer, button, in_a_row, labelled, panels, say, words
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import n_states
 from rlhf_toy.models import PolicyModel, RewardModel, check_fits
@@ -199,9 +199,7 @@ def draw_state(figure: Figure, world: TextWorld, state: State) -> None:
         world: the world of the state.
         state: what to draw.
     """
-    # Fixed margins: the automatic layout takes longer than the rest of the drawing.
-    figure.set_layout_engine("none")
-    left, right = figure.subplots(1, 2, gridspec_kw=MARGINS)
+    left, right = panels(figure, 2, MARGINS)
     _draw_next(left, world, state)
     _draw_rewards(right, world, state)
 
@@ -214,7 +212,7 @@ def _draw_next(axes: Axes, world: TextWorld, state: State) -> None:
         axes.text(0.5, len(names) / 2, text, ha="center", va="center")
     else:
         shares = state.next_logps.exp().tolist()
-        # The end token is no word, so its bar looks different.
+        # The end token is not a word, so its bar looks different.
         bars = axes.barh(rows, shares, 0.75, color=COLOURS[0])
         bars[world.end_token].set(facecolor="0.45", hatch="//", edgecolor="w")
         for row, share in zip(rows, shares, strict=True):

@@ -1,7 +1,7 @@
 """Studies: their saved results belong to the code that loads them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 
 import matplotlib.pyplot as plt
@@ -80,15 +80,37 @@ def test_the_fingerprint_changes_with_what_decides_the_results(tmp_path, old, ne
     assert studies.fingerprint(make_study(tmp_path, SOURCE.replace(old, new))) != before
 
 
+def other_settings(**defaults):
+    """Returns a class that differs from `Settings` in its fields and defaults only."""
+    fields = [(name, type(value), value) for name, value in defaults.items()]
+    return make_dataclass("Settings", fields, frozen=True)
+
+
 @pytest.mark.usefixtures("_same_world")
 def test_the_fingerprint_changes_with_the_default_of_a_setting_that_is_not_stated(tmp_path):
-    @dataclass(frozen=True)
-    class Settings:
-        steps: int = 10
-        rate: float = 0.6
-
     before = studies.fingerprint(make_study(tmp_path))
-    assert studies.fingerprint(make_study(tmp_path, settings=Settings)) != before
+    same, other = other_settings(steps=10, rate=0.5), other_settings(steps=10, rate=0.6)
+    assert studies.fingerprint(make_study(tmp_path, settings=same)) == before
+    assert studies.fingerprint(make_study(tmp_path, settings=other)) != before
+
+
+@pytest.mark.usefixtures("_same_world")
+def test_the_fingerprint_stays_only_with_a_new_field_that_does_what_was_done_before(
+    tmp_path, monkeypatch
+):
+    before = studies.fingerprint(make_study(tmp_path))
+
+    def with_field(source=SOURCE, **default):
+        settings = other_settings(**default, steps=10, rate=0.5)
+        return studies.fingerprint(make_study(tmp_path, source, settings))
+
+    assert with_field(bonus=0.0) != before, "nobody said that 0 does what was done before"
+    monkeypatch.setattr(parts, "NEW_FIELDS", {"Settings.bonus": 0.0, "OtherSettings.rate": 0.5})
+    assert with_field(bonus=0.0) == before
+    assert with_field(SOURCE.replace("steps=3", "steps=3, bonus=0.0"), bonus=0.1) == before
+    assert with_field(bonus=0.1) != before, "the default is another one"
+    assert with_field(SOURCE.replace("steps=3", "steps=3, bonus=0.1"), bonus=0.0) != before
+    assert with_field(penalty=0.0) != before
 
 
 @pytest.mark.usefixtures("_same_world")

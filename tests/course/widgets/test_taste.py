@@ -162,6 +162,11 @@ def test_no_taste_is_a_coin_toss_and_its_opposite_is_wrong_where_it_is_right():
     assert 0.6 < EXAMINATION.share(own) < EXAMINATION.ceiling < 0.8
 
 
+def test_a_world_in_which_some_reviews_fit_no_prompt_can_be_examined():
+    examination = Examination(WordMDP(max_length=3), BradleyTerryAnnotator())
+    assert 0.5 < examination.share(examination.annotator_taste) < examination.ceiling < 1
+
+
 def test_the_chart_draws_fit_annotator_and_limits():
     figure = Figure()
     d = np.zeros((32, len(FEATURES)))
