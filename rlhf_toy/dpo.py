@@ -9,9 +9,10 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from rlhf_toy import losses, training
 from rlhf_toy.annotators import Annotator, check_annotator
@@ -336,10 +337,19 @@ def train_online_dpo(
     check_fits(reference, world)
     policy, sampler = start, copy.deepcopy(reference if start is None else start).to(device)
     pairs, history = None, History()
+
+    def together(number: int, found: History) -> History:
+        """The history of all rounds so far, of which the last one found this."""
+        whole, done = History(), number * settings.dpo.steps
+        whole.rows = history.rows + [{**row, "step": done + row["step"]} for row in found.rows]
+        return whole
+
+    def look(number: int, step: int, policy: nn.Module, found: History) -> None:
+        watch(number * settings.dpo.steps + step, policy, together(number, found))
+
     for number in range(settings.rounds):
         fresh = collect_preferences(sampler, world, annotator, settings.pairs, generator)
         pairs = fresh if pairs is None else pairs.join(fresh)
-        done = number * settings.dpo.steps
         policy, found = train_dpo(
             pairs,
             reference,
@@ -347,11 +357,9 @@ def train_online_dpo(
             seed + number,
             device,
             checkpoint and f"{os.fspath(checkpoint)}.{number + 1}",
-            watch and (lambda step, *seen, done=done: watch(done + step, *seen)),
+            watch and partial(look, number),
             policy,
             yardstick,
         )
-        sampler = policy
-        for row in found.rows:
-            history.record(done + row.pop("step"), row)
+        sampler, history = policy, together(number, found)
     return policy, history

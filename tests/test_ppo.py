@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_toy.checkpoints import digest
 from rlhf_toy.checks import check_scores
 from rlhf_toy.envs import SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import make_yardstick
@@ -41,7 +42,8 @@ def expected_update(tiny, settings, theta, values, old=None, ref=None):
     """Minus the gradient of PPO's loss in θ, each response weighted by its chance under `old`."""
     ref = tiny.theta(REF) if ref is None else ref
     old = theta if old is None else old
-    policy, critic = tiny.table(theta), tiny.critic(tiny.table(theta), values)
+    policy = tiny.table(theta)
+    critic = tiny.critic(policy, values) if settings.use_critic else None
     weights = torch.from_numpy(tiny.chances(old))
     with torch.no_grad():
         ref_logps = tiny.table(ref).token_logps(tiny.prompts, tiny.responses)
@@ -84,10 +86,16 @@ def test_numpy_s_policy_gradient_is_the_derivative_of_the_objective(tiny):
         assert gradient[place] == pytest.approx((J[0] - J[1]) / 2e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("use_critic", [True, False])
-def test_with_lambda_1_the_update_is_the_policy_gradient_whatever_the_critic_says(tiny, use_critic):
-    theta, settings = tiny.theta(THETA), replace(PLAIN, use_critic=use_critic)
-    update, _ = expected_update(tiny, settings, theta, some_values(tiny))
+def test_with_lambda_1_the_update_is_the_policy_gradient_whatever_the_critic_says(tiny):
+    theta = tiny.theta(THETA)
+    update, _ = expected_update(tiny, PLAIN, theta, some_values(tiny))
+    close(update, tiny.policy_gradient(theta, tiny.theta(REF), BETA))
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.95, 0.0])
+def test_without_a_critic_the_update_is_the_policy_gradient_whatever_lambda_says(tiny, lam):
+    theta, settings = tiny.theta(THETA), replace(PLAIN, use_critic=False, lam=lam)
+    update, _ = expected_update(tiny, settings, theta, None)
     close(update, tiny.policy_gradient(theta, tiny.theta(REF), BETA))
 
 
@@ -285,14 +293,21 @@ def test_in_a_stochastic_world_the_update_is_the_gradient_of_what_its_yardstick_
 # What each setting does
 
 
-def one_iteration(tiny, settings, updates, policy=None, step=0):
-    """The updates of one iteration, and its metrics; the reference and the start are fixed."""
-    updates.clear()
-    policy = tiny.gpt(3).float() if policy is None else policy
-    critic = ValueModel(policy.config, make_generator(5))
-    torch.nn.init.normal_(critic.head.weight, generator=make_generator(6))
+def a_state(tiny, settings, step=0):
+    """The state of a run after some steps, with weights that are always the same."""
+    policy, critic = tiny.gpt(3).float(), None
+    if settings.use_critic:
+        critic = ValueModel(policy.config, make_generator(5))
+        torch.nn.init.normal_(critic.head.weight, generator=make_generator(6))
     state = PPOState(policy, critic, settings, make_generator(7))
     state.step = step
+    return state
+
+
+def one_iteration(tiny, settings, updates, step=0):
+    """The updates of one iteration, and its metrics; the reference and the start are fixed."""
+    updates.clear()
+    state = a_state(tiny, settings, step)
     calls = []
 
     def reward(prompts, responses):
@@ -412,11 +427,26 @@ def test_beta_gamma_and_lambda_make_the_advantages_that_they_define(tiny, change
         close(experience.returns[n, : len(returns)].numpy(), returns)
 
 
-def test_without_a_critic_the_values_are_0(tiny):
-    settings = replace(PLAIN, use_critic=False, lam=0.6)
-    one, other = (advantages(tiny, settings, some_values(tiny, seed)) for seed in (1, 2))
-    assert torch.equal(one.advantages, other.advantages)
-    close(one.advantages[79].numpy(), by_hand(tiny, BETA, 1.0, 0.6, 0 * some_values(tiny), 79)[0])
+@pytest.mark.parametrize("gamma", [1.0, 0.8])
+def test_without_a_critic_the_advantages_are_rewards_to_go_whatever_lambda_is(tiny, gamma):
+    for lam in (1.0, 0.6):
+        settings = replace(PLAIN, use_critic=False, gamma=gamma, lam=lam)
+        experience = advantages(tiny, settings, None)
+        for n in (0, 30, 55, 79):
+            to_go, _ = by_hand(tiny, BETA, gamma, 1.0, 0 * some_values(tiny), n)
+            close(experience.advantages[n].numpy(), to_go)
+
+
+def test_without_a_critic_nothing_but_the_policy_is_trained(tiny, updates):
+    some, metrics, _ = one_iteration(tiny, replace(PLAIN, use_critic=False), updates)
+    n = len(list(tiny.gpt(3).parameters()))
+    assert {len(gradients) for _, gradients in some} == {n}
+    assert "loss/value" not in metrics
+    assert "loss/value" in one_iteration(tiny, PLAIN, updates)[1]
+    settings = replace(SHORT, use_critic=False)
+    _, history = train_ppo(WORLD, reference(), WORLD.response_rewards, settings, device="cpu")
+    assert "loss/value" not in history.rows[0]
+    assert history.last("exact/gap") < 1
 
 
 def test_whitened_advantages_have_mean_0_and_variance_1_over_the_tokens(tiny):
@@ -480,6 +510,92 @@ def test_the_metrics_are_means_over_the_samples(tiny, updates):
     )
 
 
+# The adaptive KL weight
+
+
+def follow_the_kl(tiny, settings, iterations=6):
+    """The KL weights of some iterations, the KL in each, and the weight after the last."""
+    state, rows = a_state(tiny, settings), []
+    for _ in range(iterations):
+        rewards = tiny.world.response_rewards
+        rows.append(ppo_iteration(state, tiny.world, tiny.gpt(4).float(), rewards, settings))
+    return (
+        [row["objective/kl_coef"] for row in rows],
+        [float(row["objective/kl"]) for row in rows],
+        state.kl_coef,
+    )
+
+
+@pytest.mark.parametrize(("target_kl", "sign"), [(0.05, 1), (20.0, -1)])
+def test_the_kl_weight_moves_towards_its_target_by_the_formula(tiny, target_kl, sign):
+    settings = replace(PLAIN, target_kl=target_kl, kl_horizon=400)
+    weights, kls, last = follow_the_kl(tiny, settings)
+    assert weights[0] == BETA
+    for weight, kl, following in zip(weights, kls, [*weights[1:], last], strict=True):
+        # Ziegler et al. 2019: β ← β (1 + clip(KL/target − 1, ±0.2) n/horizon) with n responses.
+        error = np.clip(kl / target_kl - 1, -0.2, 0.2)
+        assert following == pytest.approx(weight * (1 + error * 80 / 400), rel=1e-6)
+        assert sign * (following - weight) > 0
+    assert last == pytest.approx(BETA * (1 + sign * 0.2 * 80 / 400) ** 6)  # the KL is always far
+
+
+def test_a_kl_near_its_target_moves_the_weight_in_proportion(tiny):
+    _, (kl, *_), _ = follow_the_kl(tiny, PLAIN, 1)
+    settings = replace(PLAIN, target_kl=kl / 1.1, kl_horizon=400)
+    _, _, weight = follow_the_kl(tiny, settings, 1)
+    assert weight == pytest.approx(BETA * (1 + 0.1 * 80 / 400), rel=1e-5)
+
+
+def test_without_a_target_the_kl_weight_stays(tiny):
+    weights, _, last = follow_the_kl(tiny, replace(PLAIN, kl_horizon=100), 3)
+    assert [*weights, last] == [BETA] * 4
+
+
+def test_the_kl_weight_is_the_one_in_the_reward_and_in_the_metrics(tiny, updates):
+    theta, weights = tiny.theta(THETA), torch.from_numpy(tiny.chances(tiny.theta(THETA)))
+    rollout = tiny.rollout(tiny.table(theta))
+    ref_logps = tiny.table(tiny.theta(REF)).token_logps(tiny.prompts, tiny.responses).detach()
+    scores = torch.from_numpy(tiny.rewards)
+    moved, plain = (
+        make_experience(rollout, scores, ref_logps, None, settings, weights, kl_coef)
+        for settings, kl_coef in ((PLAIN, 1.3), (replace(PLAIN, beta=1.3), None))
+    )
+    assert torch.equal(moved.advantages, plain.advantages)
+
+    settings, state = replace(PLAIN, target_kl=1.0), a_state(tiny, PLAIN)
+    state.kl_coef = 1.3
+    rewards = tiny.world.response_rewards
+    metrics = ppo_iteration(state, tiny.world, tiny.gpt(4).float(), rewards, settings)
+    assert metrics["objective/kl_coef"] == 1.3
+    assert metrics["objective/non_score_reward"] == pytest.approx(-1.3 * metrics["objective/kl"])
+
+
+def test_the_kl_weight_is_saved_in_the_checkpoint(tmp_path):
+    path, seen = tmp_path / "run.pt", []
+    settings = replace(SHORT, iterations=30, target_kl=0.5, kl_horizon=100)
+    run = {"settings": settings, "device": "cpu", "seed": 2}
+    straight, history = train_ppo(WORLD, reference(), WORLD.response_rewards, **run)
+
+    def halt(step, policy, so_far):
+        seen.append(step)
+        if step == 27:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train_ppo(WORLD, reference(), WORLD.response_rewards, **run, checkpoint=path, watch=halt)
+    again, resumed = train_ppo(
+        WORLD, reference(), WORLD.response_rewards, **run, checkpoint=path, watch=halt
+    )
+    assert seen == list(range(1, 31))
+    assert resumed.rows == history.rows and digest(again) == digest(straight)
+    weights = history.series("objective/kl_coef")[1]
+    assert len(set(weights)) == 30
+    # The yardstick's β does not move.
+    exact = history.rows[-1]
+    expected = exact["exact/reward"] - settings.beta * exact["exact/kl"]
+    assert exact["exact/objective"] == pytest.approx(expected)
+
+
 # Training
 
 
@@ -538,7 +654,7 @@ def test_a_table_can_be_the_reference(tiny):
     _, history = train_ppo(tiny.world, table, rewards, settings, device="cpu", start=start)
     gaps = history.series("exact/gap")[1]
     assert gaps[-1] < 0.5 * gaps[0]
-    with pytest.raises(TypeError, match="start must be a PolicyModel, since a table"):
+    with pytest.raises(TypeError, match="start must be a PolicyModel or ResidualPolicy, since a"):
         train_ppo(tiny.world, table, rewards, settings, device="cpu")
 
 

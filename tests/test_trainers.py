@@ -17,10 +17,11 @@ from rlhf_toy import best_of_n as best_of_n_module
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
 from rlhf_toy.checkpoints import digest
-from rlhf_toy.dpo import DPOSettings, train_dpo
+from rlhf_toy.dpo import DPOSettings, OnlineDPOSettings, train_dpo, train_online_dpo
 from rlhf_toy.envs import PromptBandit, WordMDP
 from rlhf_toy.exact import Yardstick, response_rewards
-from rlhf_toy.models import GPTConfig, PolicyModel
+from rlhf_toy.models import GPTConfig, PolicyModel, ResidualPolicy
+from rlhf_toy.policy_gradient import PolicyGradientSettings, train_policy_gradient
 from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
@@ -55,8 +56,22 @@ TRAINERS = {
         PPOSettings(iterations=32, batch_size=32, num_mini_batches=4, measure_every=5),
         **run,
     ),
+    "policy_gradient": lambda **run: train_policy_gradient(
+        WORLD,
+        REFERENCE,
+        WORLD.response_rewards,
+        PolicyGradientSettings(iterations=32, batch_size=32, num_mini_batches=4, measure_every=5),
+        **run,
+    ),
     "dpo": lambda **run: train_dpo(
         PAIRS, REFERENCE, DPOSettings(steps=32, batch_size=32, measure_every=5), **run
+    ),
+    "online_dpo": lambda **run: train_online_dpo(
+        WORLD,
+        REFERENCE,
+        BradleyTerryAnnotator(),
+        OnlineDPOSettings(4, 50, DPOSettings(steps=8, batch_size=32, measure_every=5)),
+        **run,
     ),
     "best_of_n": lambda **run: run_best_of_n(
         WORLD,
@@ -89,14 +104,17 @@ def killed_at(step, monkeypatch):
         hook.remove()
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+ONE_FILE = [name for name in TRAINERS if name != "online_dpo"]  # whose rounds have files each
+STEPS_OF_THE_OPTIMIZER = {"ppo": 4, "policy_gradient": 4}  # in each iteration
+
+
+@pytest.mark.parametrize("name", ONE_FILE)
 @pytest.mark.parametrize("step", [7, 28])
 def test_a_killed_trainer_ends_bit_for_bit_where_an_uninterrupted_one_does(
     name, step, tmp_path, monkeypatch
 ):
     train, path = TRAINERS[name], tmp_path / "run.pt"
-    calls = 4 * step if name == "ppo" else step  # PPO's optimizer steps four times an iteration
-    with killed_at(calls, monkeypatch):
+    with killed_at(step * STEPS_OF_THE_OPTIMIZER.get(name, 1), monkeypatch):
         train(seed=5, device="cpu", checkpoint=path)
     assert path.exists() == (step > 25)
     resumed, resumed_history = train(seed=5, device="cpu", checkpoint=path)
@@ -105,16 +123,18 @@ def test_a_killed_trainer_ends_bit_for_bit_where_an_uninterrupted_one_does(
     assert resumed_history.rows == history.rows
 
 
-@pytest.mark.parametrize("name", ["ppo", "dpo"])
+@pytest.mark.parametrize("name", ["ppo", "policy_gradient", "dpo", "online_dpo"])
 @pytest.mark.parametrize("halt_at", [1, 25, 31, 32])
 def test_a_trainer_that_its_watch_ends_resumes_bit_for_bit(name, halt_at, tmp_path):
-    train, path, seen = TRAINERS[name], tmp_path / "run.pt", []
+    train, path, seen, digests = TRAINERS[name], tmp_path / "run.pt", [], set()
     straight, history = train(seed=5, device="cpu")
 
     def watch(step, policy, so_far):
         seen.append(step)
         assert so_far.rows == [row for row in history.rows if row["step"] <= step]
-        assert isinstance(policy, PolicyModel) and digest(policy) != digest(REFERENCE)
+        assert isinstance(policy, PolicyModel | ResidualPolicy)
+        assert digest(policy) not in digests
+        digests.add(digest(policy))
         if len(seen) == halt_at:
             raise InterruptedError
 

@@ -1,4 +1,4 @@
-"""What the trainers share: seeds, minibatches, history, checkpoints that survive anything."""
+"""What the trainers share: seeds, minibatches, history, and the loop, which survives anything."""
 
 import random
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_toy.checkpoints import Checkpoint, digest
+from rlhf_toy.models import GPTConfig, ResidualPolicy
 from rlhf_toy.training import (
     BestSoFar,
-    Checkpoint,
     DivergenceError,
     History,
     State,
-    digest,
     linear_decay,
     make_generator,
     minibatch,
@@ -105,56 +105,6 @@ def test_a_watched_run_has_no_progress_bar(capfd):
     assert "walk" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "change", [{"settings": Settings(rate=0.4)}, {"seed": 1}, {"inputs": "other data"}]
-)
-def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, change):
-    path = tmp_path / "walk.pt"
-    random_walk(path)
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="another run"):
-        random_walk(path, **change)
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 broken zip"])
-def test_an_unreadable_checkpoint_is_refused(tmp_path, content):
-    path = tmp_path / "walk.pt"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="no checkpoint"):
-        random_walk(path)
-
-
-@pytest.mark.parametrize("where", [0, 40, 100, 500, -1])
-@pytest.mark.parametrize("damage", ["flip", "cut"])
-def test_a_damaged_checkpoint_is_refused_with_its_name(tmp_path, where, damage):
-    path = tmp_path / "walk.pt"
-    random_walk(path)
-    content = bytearray(path.read_bytes())
-    if damage == "flip":
-        content[where] ^= 1
-    else:
-        content = content[:where]
-    path.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=r"walk\.pt is (damaged|no checkpoint)"):
-        random_walk(path)
-    assert path.read_bytes() == bytes(content)
-
-
-def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
-    path = tmp_path / "folder"
-    path.mkdir()
-    with pytest.raises(ValueError, match="folder"):
-        random_walk(path)
-
-
-def test_a_checkpoint_with_arbitrary_objects_is_not_unpickled(tmp_path):
-    path = tmp_path / "walk.pt"
-    Checkpoint(path, "walk", Settings(), 0, inputs="same").save({"state": random.Random(0)})
-    with pytest.raises(ValueError, match="no checkpoint"):
-        random_walk(path)
-
-
 def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     path = tmp_path / "walk.pt"
     with pytest.raises(DivergenceError, match=r"walk stopped at step 52: place is nan\. "):
@@ -173,30 +123,6 @@ def _poison(step):
                 policy.weight.fill_(torch.nan)
 
     return watch
-
-
-def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "walk.pt"
-    with pytest.raises(KeyboardInterrupt):
-        random_walk(path, stop_before=30)
-    before = path.read_bytes()
-
-    def fails(state, file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fails)
-        with pytest.raises(OSError, match="disk full"):
-            random_walk(path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["walk.pt"]
-    assert random_walk(path) == random_walk()
-
-
-def test_a_checkpoint_needs_its_folder(tmp_path):
-    with pytest.raises(ValueError, match="no folder"):
-        random_walk(tmp_path / "missing" / "walk.pt")
 
 
 def test_every_epoch_of_minibatches_is_a_new_permutation():
@@ -253,14 +179,6 @@ def test_the_best_weights_come_back():
     assert model.weight.item() == 2.0
 
 
-def test_a_digest_tells_tensors_apart():
-    one = torch.arange(4)
-    others = [one + 1, one.float(), one.view(2, 2), torch.nn.Linear(2, 2), "0123"]
-    digests = [digest(value) for value in (one, *others)]
-    assert len(set(digests)) == len(digests)
-    assert digest(one.clone()) == digest(one)
-
-
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, "0", None])
 def test_a_bad_seed_is_refused(seed):
     with pytest.raises((TypeError, ValueError), match="seed"):
@@ -282,11 +200,16 @@ def test_a_run_leaves_the_global_random_state_alone():
     assert random.getstate() == before[2]
 
 
-def test_only_a_gpt_can_be_trained(world, policy, tiny):
-    copy = trainable_copy(policy, world)
-    assert copy is not policy and digest(copy) == digest(policy)
-    assert all(p.requires_grad for p in copy.parameters())
-    with pytest.raises(TypeError, match="start must be a PolicyModel, since a table"):
+def test_only_a_network_can_be_trained(world, policy, tiny):
+    config = GPTConfig.for_world(world, n_layer=1, n_head=2, n_embd=8)
+    residual = ResidualPolicy(policy, config, make_generator(0))
+    for start in (policy, residual):
+        copy = trainable_copy(start.requires_grad_(False), world)
+        assert copy is not start and digest(copy) == digest(start)
+        frozen = {name for name, p in copy.named_parameters() if not p.requires_grad}
+        assert all(name.startswith("reference.") for name in frozen)
+        assert bool(frozen) == (start is residual)
+    with pytest.raises(TypeError, match="start must be a PolicyModel or ResidualPolicy, since a"):
         trainable_copy(tiny.table(tiny.theta(0)), tiny.world)
     with pytest.raises(ValueError, match="another world"):
         trainable_copy(policy, tiny.world)
