@@ -129,7 +129,10 @@ class Automaton:
         states, tokens = self.starts[prompts], []
         over, end = torch.zeros_like(prompts, dtype=torch.bool), self.successors.shape[1] - 1
         for t in range(self.horizon):
-            drawn = torch.multinomial(logps_at(t, states).exp(), 1, generator=generator)[:, 0]
+            logps = logps_at(t, states)
+            # What `multinomial` draws, without its checks, which wait for the device.
+            races = torch.empty_like(logps).exponential_(generator=generator)
+            drawn = (logps.exp() / races).argmax(-1)
             tokens.append(drawn.masked_fill(over, end + 1))  # the pad token
             states, over = self.successors[states, drawn], over | (drawn == end)
         return torch.stack(tokens, dim=1)
