@@ -160,6 +160,8 @@ def sample_best_of_n(
     Raises:
         TypeError, ValueError: as for `sample`, an n below 1, or bad scores.
     """
+    world = unwrap(world)
+    checks.check_type("reward", reward, Callable, "a RewardModel or a function")
     checks.check_count("n", n)
     checks.check_ids("prompts", prompts, world.n_prompts, dim=1)
     found = []

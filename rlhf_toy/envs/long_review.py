@@ -101,25 +101,18 @@ class Rules:
 
     def reference(self, state: State) -> list[float]:
         """The reference's probability of each word and the end token in a state."""
-        spec, A = self.spec, len(self.words)
-        if state is END:
-            return [1 / A] * A
-        negated = spec.negated if state.place == "claimed" else 0.0
-        intensified = spec.intensified if state.place in ("claimed", "negated") else 0.0
-        shares = dict.fromkeys(GRAMMAR[state.place], 1.0)
-        shares |= {"adjectives": 1 - negated - intensified, "intensifiers": intensified}
-        shares |= {"negations": negated, "conjunctions": 1 - spec.ended, "end": spec.ended}
-        weights = [
-            self.weight(state, kind, word) if kind in GRAMMAR[state.place] else 0.0
-            for kind, word in self.words
-        ]
-        totals = dict.fromkeys(shares, 0.0)
-        for (kind, _), weight in zip(self.words, weights, strict=True):
-            totals[kind] = totals.get(kind, 0.0) + weight
-        return [
-            spec.floor + (1 - A * spec.floor) * (weight and shares[kind] * weight / totals[kind])
-            for (kind, _), weight in zip(self.words, weights, strict=True)
-        ]
+        spec, A, allowed = self.spec, len(self.words), GRAMMAR.get(state.place, ())
+        negated = spec.negated * ("negations" in allowed)
+        intensified = spec.intensified * ("intensifiers" in allowed)
+        shares = {"adjectives": 1 - negated - intensified, "conjunctions": 1 - spec.ended}
+        shares |= {"negations": negated, "intensifiers": intensified, "end": spec.ended}
+        chances = [0.0 if allowed else 1 / A] * A  # after the end, any word will do
+        for kind in allowed:
+            places = [i for i, (other, _) in enumerate(self.words) if other == kind]
+            weights = [self.weight(state, *self.words[i]) for i in places]
+            for i, weight in zip(places, weights, strict=True):
+                chances[i] = shares.get(kind, 1.0) * weight / sum(weights)
+        return [spec.floor + (1 - A * spec.floor) * chance for chance in chances]
 
 
 def _sign(number: float) -> float:

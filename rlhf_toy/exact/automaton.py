@@ -74,8 +74,9 @@ class AutomatonOptimum:
 
     def table(self, step: int) -> Tensor:
         """Return log π* of every token in every state after so many tokens, [X, S, A]."""
-        gains = self.automaton.rewards + self.values[step + 1][:, self.automaton.successors]
-        return self.automaton.ref_logps + (gains - self.values[step][..., None]) / self.beta
+        _, X, S = self.values.shape
+        prompts, states = torch.meshgrid(torch.arange(X), torch.arange(S), indexing="ij")
+        return self.logps_at(step, prompts, states)
 
     def sample(self, prompts: Tensor, generator: torch.Generator) -> Tensor:
         """Sample from π*, exactly: prompts [B] → responses [B, T], padded after their end.
@@ -182,6 +183,7 @@ def automaton_frontier(automaton: Automaton, betas: Sequence[float]) -> tuple[Te
     Raises:
         TypeError, ValueError: as for `automaton_optimum`, or no β.
     """
+    _check(automaton)
     checks.check_type("betas", betas, list | tuple, "a list or tuple of numbers")
     if not betas:
         raise ValueError("betas must hold at least one number, got none")

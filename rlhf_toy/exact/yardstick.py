@@ -9,22 +9,11 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import (
-    check_count,
-    check_distribution,
-    check_positive,
-    check_same_shape,
-    check_shapes,
-)
+from rlhf_toy import checks
 from rlhf_toy.envs import Automaton, unwrap
 from rlhf_toy.envs.text_world import MOST_RESPONSES
+from rlhf_toy.exact import automaton as automata
 from rlhf_toy.exact import dynamic_programming as dp
-from rlhf_toy.exact.automaton import (
-    AutomatonOptimum,
-    automaton_evaluation,
-    automaton_optimum,
-    automaton_world,
-)
 from rlhf_toy.exact.bandit import expected_reward, kl_divergence, log_partition
 from rlhf_toy.exact.enumeration import response_logps, response_rewards, state_logps
 from rlhf_toy.models import Policy, TablePolicy, check_fits, sample
@@ -82,8 +71,8 @@ class Yardstick:
     def _reward_and_kl(self, policy: Policy | Tensor) -> tuple[float, float]:
         """Mean true reward (logits) and KL to the reference (nats)."""
         if isinstance(policy, Tensor):
-            check_same_shape(log_probabilities=policy, reference=self.ref_logps)
-            check_distribution("the policy's table", policy)
+            checks.check_same_shape(log_probabilities=policy, reference=self.ref_logps)
+            checks.check_distribution("the policy's table", policy)
             logps = policy.cpu()
         else:
             logps = response_logps(policy, self.world).cpu()
@@ -124,7 +113,7 @@ class StochasticYardstick(Yardstick):
 
     def __init__(self, env: gym.Env, reference: Policy, beta: float) -> None:
         self.world, self.beta = unwrap(env), beta
-        check_positive(beta=beta)
+        checks.check_positive(beta=beta)
         self._tables = dp.tabular_mdp(self.world)
         self.ref_logps = state_logps(reference, self.world).cpu()  # [S, A]
         # One start for each prompt: its empty response.
@@ -139,8 +128,8 @@ class StochasticYardstick(Yardstick):
         if isinstance(policy, Tensor):
             sizes = zip("HSA", (self.world.max_length, *self.ref_logps.shape), strict=True)
             kind = "HSA" if policy.dim() == 3 else "SA"
-            check_shapes(dict(sizes), log_probabilities=(policy, kind))
-            check_distribution("the policy's table", policy)
+            checks.check_shapes(dict(sizes), log_probabilities=(policy, kind))
+            checks.check_distribution("the policy's table", policy)
             logps = policy.cpu()
         else:
             logps = state_logps(policy, self.world).cpu()
@@ -183,25 +172,27 @@ class AutomatonYardstick(Yardstick):
     """
 
     def __init__(self, env: gym.Env, beta: float, samples: int = 8_192, seed: int = 0) -> None:
-        self.world, self.beta, self.seed = automaton_world(env), beta, seed
+        self.world, self.beta, self.seed = automata.automaton_world(env), beta, seed
         X = self.world.n_prompts
-        check_count("samples", samples, 2 * X)
-        check_count("seed", seed, 0, 2**63 - 1)
+        checks.check_count("samples", samples, 2 * X)
+        checks.check_count("seed", seed, 0, 2**63 - 1)
         self.samples_per_prompt = math.ceil(samples / X)
         automaton = self.world.automaton()
-        optimum = automaton_optimum(automaton, beta)
+        optimum = automata.automaton_optimum(automaton, beta)
         self._optima = {torch.device("cpu"): optimum}
         self.optimum = optimum.objective
         self.reference_objective = float(
-            automaton_evaluation(automaton, automaton.ref_logps)[0].mean()
+            automata.automaton_evaluation(automaton, automaton.ref_logps)[0].mean()
         )
         self._check_there_is_a_gap()
 
-    def optimum_on(self, device: torch.device) -> AutomatonOptimum:
+    def optimum_on(self, device: torch.device) -> automata.AutomatonOptimum:
         """Return the optimum with its tables on a device, copied there once."""
         if device not in self._optima:
             values = self._optima[torch.device("cpu")].values.to(device)
-            self._optima[device] = AutomatonOptimum(self.world.automaton(device), self.beta, values)
+            self._optima[device] = automata.AutomatonOptimum(
+                self.world.automaton(device), self.beta, values
+            )
         return self._optima[device]
 
     def measure(self, policy: Policy | Tensor) -> Measure:
@@ -214,7 +205,7 @@ class AutomatonYardstick(Yardstick):
                 rows are not log-probabilities.
         """
         if isinstance(policy, Tensor):
-            found = automaton_evaluation(self.world.automaton(), policy.cpu().double())
+            found = automata.automaton_evaluation(self.world.automaton(), policy.cpu().double())
             reward, kl = (float(x.mean()) for x in found)
             return self._measure(kl, self.optimum - reward + self.beta * kl, 0.0)
         to_optimum, to_reference = self.sample_kls(policy)
@@ -257,7 +248,7 @@ class AutomatonYardstick(Yardstick):
         policy: Policy,
         prompts: Tensor,
         generator: torch.Generator,
-        optimum: AutomatonOptimum,
+        optimum: automata.AutomatonOptimum,
     ) -> Tensor:
         """Both estimates of both KLs: [2 targets, 2 estimates, B]."""
         rollout = sample(policy, self.world, prompts, generator)
