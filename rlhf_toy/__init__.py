@@ -10,5 +10,5 @@ __version__ = version("rlhf_toy")
 if find_spec("gymnasium"):
     import gymnasium
 
-    for _name in ("PromptBandit", "WordMDP", "SlipperyWordMDP"):
+    for _name in ("PromptBandit", "WordMDP", "SlipperyWordMDP", "LongReview"):
         gymnasium.register(id=f"rlhf_toy/{_name}-v0", entry_point=f"rlhf_toy.envs:{_name}")

@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_toy import checks, training
 from rlhf_toy.checkpoints import Checkpoint
@@ -19,7 +21,9 @@ from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, expected_reward
 from rlhf_toy.models import Policy, check_fits
 from rlhf_toy.sampling import sample
-from rlhf_toy.training import History, Metrics
+from rlhf_toy.training import History, Metrics, Reward
+
+DRAWS_AT_ONCE = 8_192  # responses, to bound the memory
 
 
 def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
@@ -134,24 +138,86 @@ def best_of_n_iteration(
     }
 
 
+def sample_best_of_n(
+    reference: Policy,
+    world: TextWorld,
+    reward: Reward,
+    prompts: Tensor,
+    n: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw n responses to each prompt and keep the best, in a world of any size.
+
+    Args:
+        reference: π_ref, which draws: a GPT or a table.
+        world: where responses are written.
+        reward: prompts [N], responses [N, T] → the scores [N] by which the best is picked.
+        prompts: [B] prompt indices, on the reference's device.
+        n: number of draws.
+        generator: the source of randomness, on the same device.
+
+    Returns:
+        responses [B, T] and their scores [B].
+
+    Raises:
+        TypeError, ValueError: as for `sample`, an n below 1, or bad scores.
+    """
+    world = unwrap(world)
+    checks.check_type("reward", reward, Callable, "a RewardModel or a function")
+    checks.check_count("n", n)
+    checks.check_ids("prompts", prompts, world.n_prompts, dim=1)
+    found = []
+    with torch.no_grad():
+        for some in prompts.split(max(1, DRAWS_AT_ONCE // n)):
+            repeated = some.repeat_interleave(n)
+            draws = sample(reference, world, repeated, generator).responses
+            scores = checks.check_scores(reward(repeated, draws), repeated).view(-1, n)
+            best = pick_best_of_n(draws.view(len(some), n, -1), scores)
+            found.append((best, scores.max(1).values))
+    responses, scores = map(torch.cat, zip(*found, strict=True))
+    return responses, scores
+
+
+def estimate_best_of_n(
+    state: training.State,
+    world: TextWorld,
+    reference: Policy,
+    reward: Reward,
+    settings: BestOfNSettings,
+) -> Metrics:
+    """Try the next n by samples alone, where there are too many responses for tables."""
+    n = settings.ns[state.step]
+    prompts = world.sample_prompts(settings.samples, state.generator)
+    best, scores = sample_best_of_n(reference, world, reward, prompts, n, state.generator)
+    state.step += 1
+    return {
+        "n": n,
+        "objective/scores": scores.mean(),
+        "objective/reward": world.response_rewards(prompts, best).mean(),
+        "kl_bound": best_of_n_kl_bound(n),
+    }
+
+
 def run_best_of_n(
     world: TextWorld,
     reference: Policy,
-    scores: Tensor,
+    scores: Tensor | Reward,
     settings: BestOfNSettings = BestOfNSettings(),
     seed: int = 0,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
-) -> tuple[Tensor, History]:
+) -> tuple[Tensor | int, History]:
     """Try best-of-n for several n and keep the n that the scores themselves like best.
 
-    n is chosen by E[score] − β KL(best-of-n ‖ π_ref), without looking at the true reward.
+    n is chosen by E[score] − β KL(best-of-n ‖ π_ref), without looking at the true reward. Where
+    scores are a function, both are estimated: E[score] on the draws, the KL by its upper bound.
 
     Args:
         world: a deterministic world.
         reference: π_ref, which draws: a GPT or a table.
         scores: [X, Y] by which the best is picked: `exact.response_scores` of a reward model, or
-            the true `exact.response_rewards`.
+            the true `exact.response_rewards`. In a world with too many responses for a table: a
+            function of prompts [B] and responses [B, T], such as a reward model itself.
         settings: see `BestOfNSettings`.
         seed: of the draws.
         device: None picks CUDA where there is one.
@@ -168,24 +234,38 @@ def run_best_of_n(
     """
     world = unwrap(world)
     checks.check_type("settings", settings, BestOfNSettings, "BestOfNSettings")
-    checks.check_finite(scores=scores)
     device = training.pick_device(device)
     generator = training.make_generator(seed, device)
     check_fits(reference, world)
     reference = copy.deepcopy(reference).to(device)
-    scores = scores.cpu()
-    yardstick = Yardstick(world, reference, settings.beta)
-    best_of_n_logps(yardstick.ref_logps, scores, 1)  # raises where the scores do not fit
     state = training.State(generator)
-    inputs = {"world": world.fingerprint, "reference": reference, "scores": scores}
+    inputs = {"world": world.fingerprint, "reference": reference}
+    if isinstance(scores, Tensor):
+        checks.check_finite(scores=scores)
+        inputs["scores"] = scores = scores.cpu()
+        yardstick = Yardstick(world, reference, settings.beta)
+        best_of_n_logps(yardstick.ref_logps, scores, 1)  # raises where the scores do not fit
+        arguments = (state, world, reference, scores, yardstick, settings)
+        iterate, liked, kl = partial(best_of_n_iteration, *arguments), "exact/scores", "exact/kl"
+    else:
+        checks.check_type("scores", scores, Callable, "a tensor [X, Y] or a function of responses")
+        if isinstance(scores, nn.Module):
+            check_fits(scores, world)
+            scores = copy.deepcopy(scores).to(device)
+        if checkpoint is not None:
+            inputs["scores"] = training.reward_digest(scores, world, device)
+        arguments = (state, world, reference, scores, settings)
+        iterate, liked, kl = partial(estimate_best_of_n, *arguments), "objective/scores", "kl_bound"
     history = training.run_steps(
         state,
-        lambda: best_of_n_iteration(state, world, reference, scores, yardstick, settings),
+        iterate,
         len(settings.ns),
         Checkpoint(checkpoint, "best of n", settings, seed, **inputs),
         shown_metrics={"exact/scores": "score", "objective/scores": "estimated", "exact/kl": "kl"},
     )
-    liked, kls = history.series("exact/scores")[1], history.series("exact/kl")[1]
-    objectives = [score - settings.beta * kl for score, kl in zip(liked, kls, strict=True)]
+    pairs = zip(history.series(liked)[1], history.series(kl)[1], strict=True)
+    objectives = [score - settings.beta * spent for score, spent in pairs]
     n = settings.ns[objectives.index(max(objectives))]
+    if not isinstance(scores, Tensor):
+        return n, history
     return best_of_n_logps(yardstick.ref_logps, scores, n), history

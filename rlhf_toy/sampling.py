@@ -110,11 +110,14 @@ def sample(
         for _ in range(world.max_length):
             logits, past = policy.next_logits(tokens, past)
             logps = logits.log_softmax(-1)  # [B, A]
-            action = torch.multinomial(logps.exp(), 1, generator=generator)
-            logp = logps.gather(1, action)[:, 0].masked_fill(over, 0.0)
+            # What `multinomial` draws, without its checks, which wait for the device.
+            races = torch.empty_like(logps).exponential_(generator=generator)
+            action = token = (logps.exp() / races).argmax(-1)
+            logp = logps.gather(1, action[:, None])[:, 0].masked_fill(over, 0.0)
             uniforms = torch.rand(len(prompts), generator=generator, device=prompts.device)
-            token = world.transition(action[:, 0], uniforms)
-            action, tokens = (x.masked_fill(over, world.pad_token) for x in (action[:, 0], token))
+            if not world.is_deterministic:
+                token = world.transition(action, uniforms)
+            action, tokens = (x.masked_fill(over, world.pad_token) for x in (action, token))
             columns.append((action, tokens, logp, ~over))
             if world.end_token is not None:
                 over = over | (tokens == world.end_token)

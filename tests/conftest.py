@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_toy.envs import PromptBandit, TextWorld, WordMDP
+from rlhf_toy.envs import LongReview, LongSpec, PromptBandit, TextWorld, WordMDP
 from rlhf_toy.models import GPTConfig, PolicyModel, TablePolicy
 from rlhf_toy.sampling import Rollout
 from rlhf_toy.training import make_generator
@@ -29,6 +29,30 @@ def policy(world):
     """A random policy for `world`."""
     config = GPTConfig.for_world(world, n_layer=1, n_head=2, n_embd=16)
     return PolicyModel(config, make_generator(0))
+
+
+@pytest.fixture(scope="session")
+def short_spec():
+    """The long world with ten words about two aspects."""
+    return LongSpec(
+        prompts=("breakfast", "party"),
+        aspects={"tea": {"good": 0.5, "hot": 1.0}, "cake": {"good": 1.2, "hot": -0.8}},
+        determiners=("the",),
+        verbs=("is",),
+        intensifiers={"very": 1.5},
+        negations={"not": -0.6},
+        conjunctions={"and": 1, "but": -1},
+        importance={"party": {"cake": 2.0, "tea": 0.5}},
+        corpus_weights={"good": 2},
+        floor=0.01,
+        max_length=16,
+    )
+
+
+@pytest.fixture(scope="session")
+def short_world(short_spec):
+    """The same with at most five words: 111,111 responses to each of two prompts."""
+    return LongReview(short_spec, max_length=5)
 
 
 class TinyWorld(TextWorld):

@@ -280,6 +280,13 @@ POLICY, REWARD_MODEL = (
 YARDSTICK = exact.Yardstick(WORLD, POLICY, 0.5)
 TABLE = YARDSTICK.ref_logps
 SLIPPERY = envs.SlipperyWordMDP(0.1, max_length=3)
+ONE_ASPECT = {"aspects": {"room": {"good": 1.0}}, "importance": {}, "corpus_weights": {}}
+LONG = envs.LongReview(dataclasses.replace(envs.STAYS, **ONE_ASPECT))
+AUTOMATON = LONG.automaton()
+S = len(AUTOMATON.successors)
+UNIFORM = {"logits": 0 * AUTOMATON.ref_logps, "successors": AUTOMATON.successors}
+LONG_POLICY = exact.table_reference(LONG)
+LONG_YARDSTICK = exact.AutomatonYardstick(LONG, 0.5, samples=24)
 BRADLEY_TERRY = annotators.BradleyTerryAnnotator()
 PAIRS = preferences.collect_preferences(POLICY, WORLD, BRADLEY_TERRY, 40, make_generator(0))
 N, TRUE = 40, REWARDS[0]
@@ -312,6 +319,7 @@ MDP = {
     "ref_logps": (REF, log_distribution),
 }
 ENV = {"env": (WORLD, world)}
+SOLVE = {"automaton": (AUTOMATON, instance("an Automaton such as LongReview().automaton()"))}
 PAIR = {"first_rewards": (TRUE, finite), "second_rewards": (TRUE, finite)}
 ASK = PAIR | {"generator": (make_generator(0), generator)}
 RATE = {"rewards": (TRUE, any_shape(finite)), "generator": (make_generator(0), generator)}
@@ -493,6 +501,41 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
         exact.make_yardstick,
         ENV | {"reference": (POLICY, model), "beta": (0.5, positive)},
     ),
+    "envs.Automaton": (
+        envs.Automaton,
+        {
+            "successors": (AUTOMATON.successors, ids(S)),
+            "rewards": (AUTOMATON.rewards, finite),
+            "ref_logps": (AUTOMATON.ref_logps, log_distribution),
+            "final_rewards": (AUTOMATON.final_rewards, finite),
+            "start": (0, integer(0, S - 1)),
+            "horizon": (3, count),
+        },
+    ),
+    "exact.automaton_optimum": (exact.automaton_optimum, SOLVE | {"beta": (0.5, positive)}),
+    "exact.automaton_evaluation": (
+        exact.automaton_evaluation,
+        SOLVE | {"logps": (AUTOMATON.ref_logps, log_distribution)},
+    ),
+    "exact.automaton_frontier": (
+        exact.automaton_frontier,
+        SOLVE | {"betas": ([0.5], instance("a list or tuple of numbers"))},
+    ),
+    "exact.table_reference": (exact.table_reference, {"env": (LONG, world)}),
+    "exact.AutomatonOptimum.sample": (
+        exact.automaton_optimum(AUTOMATON, 0.5).sample,
+        {"prompts": (ZERO, ids(12)), "generator": (make_generator(0), generator)},
+    ),
+    "exact.AutomatonYardstick": (
+        exact.AutomatonYardstick,
+        {
+            "env": (LONG, world),
+            "beta": (0.5, positive),
+            "samples": (24, integer(24)),
+            "seed": (0, seed),
+        },
+    ),
+    "exact.AutomatonYardstick.measure": (LONG_YARDSTICK.measure, {"policy": (LONG_POLICY, model)}),
     "annotators.BradleyTerryAnnotator": (
         annotators.BradleyTerryAnnotator,
         {"temperature": (1.0, positive)},
@@ -653,6 +696,17 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
             "settings": (TINY_PPO, settings),
         }
         | TRAIN,
+    ),
+    "best_of_n.sample_best_of_n": (
+        best_of_n.sample_best_of_n,
+        {
+            "reference": (POLICY, model),
+            "world": (WORLD, world),
+            "reward": (WORLD.response_rewards, instance("a RewardModel or a function")),
+            "prompts": (ZERO, ids(6)),
+            "n": (2, count),
+            "generator": (make_generator(0), generator),
+        },
     ),
     "best_of_n.run_best_of_n": (
         best_of_n.run_best_of_n,
@@ -1321,6 +1375,34 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             ("grammar", {"start": ("adjectives",)}, ValueError, "must lead from 'start' to 'end'"),
         )
     ),
+    (
+        "exact.automaton_frontier",
+        "no beta",
+        lambda: exact.automaton_frontier(AUTOMATON, ()),
+        ValueError,
+        "betas must hold at least one number",
+    ),
+    (
+        "exact.make_yardstick",
+        "another reference",
+        lambda: exact.make_yardstick(LONG, models.TablePolicy(LONG, **UNIFORM), 0.5),
+        ValueError,
+        "the reference in a LongReview must be table_reference(world)",
+    ),
+    (
+        "envs.response_index",
+        "too many responses",
+        lambda: LONG.response_index(torch.zeros(1, 32).long()),
+        ValueError,
+        "responses to a prompt are too many to enumerate (at most 1,000,000 are possible)",
+    ),
+    (
+        "envs.LongReview",
+        "spec",
+        lambda: envs.LongReview(envs.REVIEWS),
+        TypeError,
+        "spec must be a LongSpec such as STAYS, got WordSpec",
+    ),
     *(
         ("envs.BanditSpec", f"{name} {v!r}", lambda n=name, v=v: bandit_spec(n, v), error, words)
         for name, v, error, words in (
@@ -1408,7 +1490,7 @@ def test_every_public_name_has_rows(module):
     public = {
         name for name, value in vars(module).items() if not name.startswith("_") and callable(value)
     }
-    results = {"Measure"}  # nobody makes one
+    results = {"Measure", "AutomatonOptimum"}  # nobody makes one
     missing = public - results - {row.name.split(".")[1] for row in ROWS}
     assert not missing, f"no bad call for {sorted(missing)}: add rows"
 

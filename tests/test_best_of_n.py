@@ -1,16 +1,34 @@
 """Best-of-n: its exact law, held against every possible draw."""
 
 import math
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 from torch.testing import assert_close
 
-from rlhf_toy.best_of_n import best_of_n_kl_bound, best_of_n_logps, pick_best_of_n
-from rlhf_toy.exact import expected_reward, kl_divergence
+from rlhf_toy.best_of_n import (
+    BestOfNSettings,
+    best_of_n_kl_bound,
+    best_of_n_logps,
+    pick_best_of_n,
+    run_best_of_n,
+    sample_best_of_n,
+)
+from rlhf_toy.envs import LongReview
+from rlhf_toy.exact import (
+    AutomatonYardstick,
+    expected_reward,
+    kl_divergence,
+    response_logps,
+    table_reference,
+)
+from rlhf_toy.models import GPTConfig, RewardModel
+from rlhf_toy.training import make_generator
 
 random_inputs = settings(deadline=None, derandomize=True, max_examples=30)
 scores_with_ties = st.lists(st.integers(0, 3), min_size=2, max_size=5)
@@ -139,3 +157,41 @@ def test_shapes_must_fit():
         pick_best_of_n(torch.zeros(2, 3, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"\[B, n, T\]"):
         pick_best_of_n(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_samples_of_the_best_have_its_exact_distribution(tiny):
+    reference = tiny.table(tiny.theta(0))
+    prompts = torch.zeros(40_000).long()
+    rewards = tiny.world.response_rewards
+    best, scores = sample_best_of_n(reference, tiny.world, rewards, prompts, 3, make_generator(0))
+    assert torch.allclose(scores.double(), rewards(prompts, best), atol=1e-6)
+    exact = best_of_n_logps(response_logps(reference, tiny.world), tiny.world.table, 3)[0].exp()
+    counts = tiny.world.response_index(best).bincount(minlength=40)
+    often = exact * 40_000 > 5
+    statistic = ((counts - 40_000 * exact) ** 2 / (40_000 * exact))[often].sum()
+    assert float(statistic) < chi2.ppf(1 - 1e-4, int(often.sum()))
+
+
+def test_a_world_without_tables_is_tried_by_samples(short_spec, tmp_path):
+    world = LongReview(short_spec)
+    reference, settings = table_reference(world), BestOfNSettings(beta=0.1, ns=(1, 4, 16))
+    run = partial(run_best_of_n, world, reference, world.response_rewards, settings, device="cpu")
+    n, history = run(seed=0, checkpoint=tmp_path / "c")
+    assert n in (1, 4, 16)
+    scores, kls = history.series("objective/scores")[1], history.series("kl_bound")[1]
+    assert scores == pytest.approx(
+        history.series("objective/reward")[1], abs=1e-5
+    )  # the scores are the true rewards
+    assert scores[0] < scores[1] < scores[2] and kls[1] == best_of_n_kl_bound(4)
+    J = [score - 0.1 * kl for score, kl in zip(scores, kls, strict=True)]
+    assert n == settings.ns[J.index(max(J))]
+    exact = AutomatonYardstick(world, 0.1).reference_objective
+    assert scores[0] == pytest.approx(exact, abs=0.5)
+    assert run(seed=0, checkpoint=tmp_path / "c")[1].rows == history.rows
+    model = RewardModel(GPTConfig.for_world(world, n_embd=8), make_generator(0))
+    _, learned = run_best_of_n(world, reference, model, settings, device="cpu")
+    assert learned.last("objective/scores") != learned.last("objective/reward")
+    with pytest.raises(TypeError, match=r"scores must be a tensor .* or a function"):
+        run_best_of_n(world, reference, "best", settings, device="cpu")
+    with pytest.raises(ValueError, match="too many to enumerate"):
+        run_best_of_n(world, reference, torch.zeros(2, 3), settings, device="cpu")

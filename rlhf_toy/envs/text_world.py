@@ -22,6 +22,8 @@ from torch import Tensor
 
 from rlhf_toy import checks
 
+MOST_RESPONSES = 1_000_000  # to a prompt: what enumeration may hold in memory
+
 
 def response_mask(responses: Tensor, end_token: int | None) -> Tensor:
     """Return True on a response's tokens up to and including its end: [..., T] → bool [..., T].
@@ -209,12 +211,29 @@ class TextWorld(gym.Env):
         checks.check_generator(generator)
         return torch.randint(self.n_prompts, (n,), generator=generator, device=generator.device)
 
+    @property
+    def n_responses(self) -> int:
+        """Y, the number of different responses to a prompt."""
+        lengths = range(self.max_length if self.end_token is None else 0, self.max_length + 1)
+        return sum(self.n_words**length for length in lengths)
+
+    def check_enumerable(self) -> None:
+        """Raise a ValueError if there are too many responses to put them into a table."""
+        if self.n_responses > MOST_RESPONSES:
+            found = f"{float(self.n_responses):.2g} responses to a prompt are too many to enumerate"
+            advice = "take a smaller max_length, or the functions for automata in rlhf_toy.exact"
+            raise ValueError(f"{found} (at most {MOST_RESPONSES:,} are possible): {advice}")
+
     @cached_property
     def all_responses(self) -> Tensor:
         """Every response once: [Y, T] token ids, short ones first, then in the order of the words.
 
         `response_index` and the columns of all exact tables use the same order.
+
+        Raises:
+            ValueError: there are too many.
         """
+        self.check_enumerable()
         rows = []
         for length in range(self.max_length + 1):
             ended = length < self.max_length
@@ -230,7 +249,11 @@ class TextWorld(gym.Env):
         return torch.cat(rows)
 
     def response_index(self, responses: Tensor) -> Tensor:
-        """Where responses [B, T] are in `all_responses`: [B]; errors as in `response_rewards`."""
+        """Where responses [B, T] are in `all_responses`: [B]; errors as in `response_rewards`.
+
+        Raises a ValueError as well where there are too many responses to enumerate.
+        """
+        self.check_enumerable()
         is_word = self.written_mask(None, responses) & (responses < self.n_words)
         lengths = is_word.sum(-1)
         number = torch.zeros_like(lengths)
@@ -242,7 +265,12 @@ class TextWorld(gym.Env):
 
     @cached_property
     def level_starts(self) -> Tensor:
-        """[T + 1] numbers of word strings with fewer than 0, 1 … T words."""
+        """[T + 1] numbers of word strings with fewer than 0, 1 … T words.
+
+        Raises:
+            ValueError: there are too many responses to enumerate.
+        """
+        self.check_enumerable()
         sizes = [self.n_words**length for length in range(self.max_length)]
         return torch.tensor([0, *np.cumsum(sizes).tolist()])
 

@@ -84,7 +84,7 @@ class WordSpec:
         freeze("prompts", check_texts("prompts", self.prompts))
         limits = ({}, {"above": 0}, {"below": 0}, {})
         for kind, limit in zip(KINDS, limits, strict=True):
-            freeze(kind, _numbers(kind, getattr(self, kind), **limit))
+            freeze(kind, checked_numbers(kind, getattr(self, kind), **limit))
             check_texts(kind, [word for word, _ in getattr(self, kind)])
         for word, sign in self.conjunctions:
             if sign not in (-1, 0, 1):
@@ -94,10 +94,10 @@ class WordSpec:
             raise ValueError(f"words must not contain blanks, got {shown(self.words)}")
 
         adjectives = dict(self.adjectives)
-        taste = _mapping("prompt_taste", self.prompt_taste, self.prompts)
-        taste = {x: _numbers(f"prompt_taste[{x!r}]", taste[x], adjectives) for x in taste}
+        taste = checked_mapping("prompt_taste", self.prompt_taste, self.prompts)
+        taste = {x: checked_numbers(f"prompt_taste[{x!r}]", taste[x], adjectives) for x in taste}
         freeze("prompt_taste", tuple(taste.items()))
-        weights = _numbers("corpus_weights", self.corpus_weights, adjectives, above=0)
+        weights = checked_numbers("corpus_weights", self.corpus_weights, adjectives, above=0)
         freeze("corpus_weights", weights)
         for field in fields(self):
             if isinstance(field.default, float):  # costs and shares
@@ -106,7 +106,7 @@ class WordSpec:
                 freeze(field.name, float(getattr(self, field.name)))
         check_count("max_length", self.max_length)
 
-        grammar = _mapping("grammar", self.grammar, ("start", *KINDS))
+        grammar = checked_mapping("grammar", self.grammar, ("start", *KINDS))
         for kind, following in grammar.items():
             grammar[kind] = check_texts(f"grammar[{kind!r}]", following)
             for after in following:
@@ -134,7 +134,7 @@ class WordSpec:
         return all(b in follows.get(a, ()) for a, b in pairwise(("start", *kinds, "end")))
 
 
-def _mapping(name: str, value: Any, known: Collection[str] | None = None) -> dict[str, Any]:
+def checked_mapping(name: str, value: Any, known: Collection[str] | None = None) -> dict[str, Any]:
     """A mapping, or the pairs of one, as a new dict; raises unless its keys are known."""
     try:
         pairs = dict(value)
@@ -145,11 +145,11 @@ def _mapping(name: str, value: Any, known: Collection[str] | None = None) -> dic
     return pairs
 
 
-def _numbers(
+def checked_numbers(
     name: str, value: Any, known: Collection[str] | None = None, **limits: float
 ) -> tuple[tuple[str, float], ...]:
     """A mapping to numbers as a tuple of pairs; raises unless all are finite and within limits."""
-    pairs = _mapping(name, value, known)
+    pairs = checked_mapping(name, value, known)
     for key, number in pairs.items():
         check_number(f"{name}[{key!r}]", number, **limits)
     return tuple((key, float(number)) for key, number in pairs.items())

@@ -4,6 +4,7 @@ Shapes: X prompts, Y responses, S states, A actions, H steps. Everything is floa
 rewards are in logits. Sums over responses run over the last dimension.
 """
 
+from rlhf_toy.exact.automaton import *
 from rlhf_toy.exact.bandit import *
 from rlhf_toy.exact.dynamic_programming import *
 from rlhf_toy.exact.enumeration import *

@@ -67,10 +67,11 @@ def state_logps(policy: Policy, env: gym.Env) -> Tensor:
 
     Raises:
         TypeError: `env` is none of this package's worlds.
-        ValueError: the policy was made for another world.
+        ValueError: the policy was made for another world, or there are too many responses.
     """
     world = unwrap(env)
     check_fits(policy, world)
+    world.check_enumerable()
     rows = []
     with torch.inference_mode():
         for prompt in range(world.n_prompts):
@@ -150,10 +151,11 @@ def response_scores(reward_model: RewardModel, env: gym.Env) -> Tensor:
 
     Raises:
         TypeError: `env` is none of this package's worlds.
-        ValueError: the reward model was made for another world.
+        ValueError: the reward model was made for another world, or there are too many responses.
     """
     world = unwrap(env)
     check_fits(reward_model, world)
+    world.check_enumerable()
     scores = []
 
     def read(tokens: Tensor, past: Cache | None) -> tuple[Tensor, Cache]:

@@ -13,11 +13,26 @@ from gymnasium.utils.env_checker import check_env
 
 import rlhf_toy  # noqa: F401 (registers the worlds)
 from rlhf_toy.course.worlds import DISHES
-from rlhf_toy.envs import QUESTIONS, REVIEWS, PromptBandit, SlipperyWordMDP, WordMDP, unwrap
+from rlhf_toy.envs import (
+    QUESTIONS,
+    REVIEWS,
+    LongReview,
+    PromptBandit,
+    SlipperyWordMDP,
+    WordMDP,
+    unwrap,
+)
 from rlhf_toy.training import make_generator
 
-IDS = ["rlhf_toy/PromptBandit-v0", "rlhf_toy/WordMDP-v0", "rlhf_toy/SlipperyWordMDP-v0"]
-SMALL = [PromptBandit(), WordMDP(max_length=3), SlipperyWordMDP(slip=0.3, max_length=3)]
+IDS = [
+    f"rlhf_toy/{name}-v0" for name in ("PromptBandit", "WordMDP", "SlipperyWordMDP", "LongReview")
+]
+SMALL = [
+    PromptBandit(),
+    WordMDP(max_length=3),
+    SlipperyWordMDP(slip=0.3, max_length=3),
+    LongReview(max_length=3),
+]
 WORLD = SMALL[1]
 
 
@@ -269,7 +284,7 @@ def test_decode_takes_one_response():
     ],
 )
 def test_bad_calls_are_refused_in_plain_words(call, error, message):
-    for world in SMALL[1:]:
+    for world in SMALL[1:3]:
         with pytest.raises(error, match=message):
             call(world)
 
