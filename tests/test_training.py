@@ -13,6 +13,7 @@ from rlhf_toy.training import (
     DivergenceError,
     History,
     State,
+    check_finite,
     digest,
     linear_decay,
     make_generator,
@@ -173,6 +174,11 @@ def _poison(step):
                 policy.weight.fill_(torch.nan)
 
     return watch
+
+
+def test_a_number_that_only_float32_cannot_hold_is_finite():
+    state = State(make_generator(0))
+    check_finite("run", state, {"exact/kl": torch.tensor(1e300, dtype=torch.float64)})
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
