@@ -181,6 +181,11 @@ def test_a_number_that_only_float32_cannot_hold_is_finite():
     check_finite("run", state, {"exact/kl": torch.tensor(1e300, dtype=torch.float64)})
 
 
+def test_the_metric_that_is_not_finite_is_named():
+    with pytest.raises(DivergenceError, match=r"run stopped at step 0: score is nan\."):
+        check_finite("run", State(make_generator(0)), {"loss": 0.5, "score": float("nan")})
+
+
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "walk.pt"
     with pytest.raises(KeyboardInterrupt):
