@@ -128,11 +128,22 @@ def test_a_comparison_needs_no_scale(offset, gain, rounding):
     assert rater.preference_probability(*pair(0.8)) == Rater().preference_probability(*pair(0.8))
 
 
+def test_a_draw_that_equals_the_probability_is_no_win_so_a_probability_of_0_never_wins():
+    class Drawn(Annotator):
+        def preference_probability(self, first_rewards, second_rewards):
+            return torch.rand(5, generator=make_generator(0))
+
+    rewards = torch.zeros(5)
+    assert not Drawn().prefer(rewards, rewards, make_generator(0)).any()
+
+
 def test_a_crowds_ratings_are_its_members():
     members = [Rater(offset=2, gain=1, noise=0), Rater(offset=7, gain=1, noise=0)]
     n = 20_000
     ratings = Population(members, [1, 4]).rate(torch.zeros(n), make_generator(0))
     assert set(ratings.tolist()) == {2.0, 7.0}
+    again = Population(members, iter([1, 4])).rate(torch.zeros(n), make_generator(0))
+    assert torch.equal(again, ratings), "the generator decides which member rates"
     assert abs(int((ratings == 7).sum()) - 0.8 * n) < 5 * math.sqrt(n * 0.16)
     with pytest.raises(TypeError, match="every member must be a Rater, as only raters can rate"):
         Population([BradleyTerryAnnotator()]).rate(torch.zeros(2), make_generator(0))

@@ -26,7 +26,7 @@ from rlhf_toy.ppo import (
     ppo_loss,
     train_ppo,
 )
-from rlhf_toy.sampling import Rollout
+from rlhf_toy.sampling import Rollout, sample
 from rlhf_toy.training import make_generator
 
 BETA = 0.4
@@ -508,6 +508,18 @@ def test_the_metrics_are_means_over_the_samples(tiny, updates):
     assert metrics["objective/rlhf_reward"] == pytest.approx(
         float(metrics["objective/scores"] + metrics["objective/non_score_reward"]), abs=1e-6
     )
+    generator = make_generator(7)  # that of `one_iteration`
+    prompts = tiny.world.sample_prompts(PLAIN.batch_size, generator)
+    drawn = sample(tiny.gpt(3).float(), tiny.world, prompts, generator)
+    with torch.no_grad():
+        ref_logps = tiny.gpt(4).float().token_logps(drawn.prompts, drawn.responses)
+    rewards = tiny.world.response_rewards(drawn.prompts, drawn.responses)
+    for name, values in {
+        "kl": (drawn.logps - ref_logps).sum(1),
+        "entropy": -drawn.logps.sum(1),
+        "scores": rewards,
+    }.items():
+        assert float(metrics[f"objective/{name}"]) == pytest.approx(values.mean().item(), abs=1e-5)
 
 
 # The adaptive KL weight
@@ -645,6 +657,18 @@ def test_ppo_starts_elsewhere_against_the_same_reference():
     assert history.rows[0]["objective/kl"] > 0.1
     expected = make_yardstick(WORLD, reference(), SHORT.beta).measure(policy).gap
     assert history.last("exact/gap") == pytest.approx(expected)
+
+
+def test_a_reward_model_that_is_changed_during_a_run_does_not_change_the_run():
+    model = RewardModel(reference().config, make_generator(1))
+    torch.nn.init.normal_(model.head.weight, generator=make_generator(2))
+    _, expected = train_ppo(WORLD, reference(), model, SHORT, device="cpu")
+
+    def forget(step, policy, history):
+        torch.nn.init.zeros_(model.head.weight)
+
+    _, found = train_ppo(WORLD, reference(), model, SHORT, device="cpu", watch=forget)
+    assert found.rows == expected.rows
 
 
 def test_a_table_can_be_the_reference(tiny):

@@ -146,6 +146,58 @@ def test_a_trainer_that_its_watch_ends_resumes_bit_for_bit(name, halt_at, tmp_pa
     assert resumed_history.rows == history.rows
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("sft", "loss="),
+        ("reward_model", "held-out accuracy="),
+        ("ppo", "gap="),
+        ("dpo", "gap="),
+        ("best_of_n", "score="),
+    ],
+)
+def test_the_progress_bar_shows_how_the_run_goes(name, shown, capsys):
+    TRAINERS[name](seed=0, device="cpu")
+    assert shown in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ppo", "dpo"])
+def test_a_yardstick_that_is_given_measures_the_run(name):
+    yardstick = Yardstick(WORLD, REFERENCE, beta=0.25)  # the settings have another beta
+    _, history = TRAINERS[name](seed=0, device="cpu", yardstick=yardstick)
+    objectives = history.series("exact/objective")[1]
+    rewards, kls = history.series("exact/reward")[1], history.series("exact/kl")[1]
+    assert objectives == pytest.approx([r - 0.25 * kl for r, kl in zip(rewards, kls, strict=True)])
+
+
+# The notebooks' texts, saved outputs and times belong to these defaults. If you change one, run
+# `make notebooks`, and read what the notebooks say about the results.
+DEFAULTS = {
+    SFTSettings: {"corpus_size": 12_000, "steps": 700, "batch_size": 256, "learning_rate": 3e-3},
+    RewardModelSettings: {
+        "steps": 800, "batch_size": 512, "learning_rate": 3e-3, "weight_decay": 1.0,
+        "held_out": 0.1,
+    },
+    PPOSettings: {
+        "beta": 0.5, "iterations": 380, "batch_size": 1024, "num_ppo_epochs": 1,
+        "num_mini_batches": 4, "learning_rate": 1e-3, "vf_coef": 0.5, "cliprange": 0.2,
+        "cliprange_value": None, "gamma": 1.0, "lam": 1.0, "max_grad_norm": 1.0,
+        "use_critic": True, "whiten_advantages": True, "aggregate": "token",
+    },
+    DPOSettings: {
+        "beta": 0.5, "loss": "dpo", "label_smoothing": 0.0, "steps": 300, "batch_size": 512,
+        "learning_rate": 5e-4, "warmup_steps": 100, "held_out": 0.1, "early_stopping": True,
+    },
+    BestOfNSettings: {"beta": 0.5, "ns": (1, 2, 4, 8, 16, 32, 64, 128), "samples": 512},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
+def test_the_defaults_are_those_that_the_notebooks_were_run_with(kind):
+    found = vars(kind())
+    assert {name: found[name] for name in DEFAULTS[kind]} == DEFAULTS[kind]
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_same_seed_gives_the_same_result_and_another_seed_another(name):
     train = TRAINERS[name]

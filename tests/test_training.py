@@ -14,6 +14,7 @@ from rlhf_toy.training import (
     DivergenceError,
     History,
     State,
+    check_finite,
     linear_decay,
     make_generator,
     minibatch,
@@ -123,6 +124,16 @@ def _poison(step):
                 policy.weight.fill_(torch.nan)
 
     return watch
+
+
+def test_a_number_that_only_float32_cannot_hold_is_finite():
+    state = State(make_generator(0))
+    check_finite("run", state, {"exact/kl": torch.tensor(1e300, dtype=torch.float64)})
+
+
+def test_the_metric_that_is_not_finite_is_named():
+    with pytest.raises(DivergenceError, match=r"run stopped at step 0: score is nan\."):
+        check_finite("run", State(make_generator(0)), {"loss": 0.5, "score": float("nan")})
 
 
 def test_every_epoch_of_minibatches_is_a_new_permutation():

@@ -163,3 +163,4 @@ def test_state_log_probabilities_are_the_policys_own(world, make_model):
     # The 37th word string of two words after the third prompt: "3 7", number 1 + 10 + 37.
     logits = policy(torch.tensor([2]), torch.tensor([[3, 7, 0]]))[0, 2]
     assert_close(table[2 * 111 + 48], logits.log_softmax(-1).detach())
+    assert not table.is_inference(), "autograd refuses tensors of the inference mode"

@@ -179,6 +179,11 @@ def test_the_loss_stays_finite_for_scores_that_are_far_apart():
     loss = population_loss(scores, episodes)
     (gradient,) = torch.autograd.grad(loss, scores)
     assert loss.isfinite() and gradient.isfinite().all()
+    # The highest score is right even where others are cut off far below it.
+    w, p = episodes.weights, episodes.win_rates
+    wins = torch.sigmoid(scores[0] - scores).detach()
+    best = 2 * w[0] * ((w * wins).sum() - p[0])
+    assert float(gradient[0]) == pytest.approx(float(best), abs=1e-12)
 
 
 # The optima

@@ -80,6 +80,8 @@ def test_a_stochastic_world_measures_tables_of_one_policy_or_one_a_step():
     for bad in (table[:-1], table[:, :-1], table[None], table[0]):
         with pytest.raises(ValueError, match="expected nonempty tensors log_probabilities"):
             yardstick.measure(bad)
+    with pytest.raises(ValueError, match="the policy's table must hold log-probabilities"):
+        yardstick.measure(table + 1)
 
 
 # Measuring by samples, where the world has an automaton.
