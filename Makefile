@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_COLAB := .venv-colab
+VENV_BRIDGE := .venv-bridge
 RUN := $(VENV)/bin/python -m
 
 # Tests run side by side, one thread each: on two cores that beats one process with two threads.
@@ -18,7 +19,7 @@ NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --
 # JupyterLab in a real browser; where there is no Chromium the tests say so and are skipped.
 BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
 
-.PHONY: help course test lab notebooks figures lint test-colab test-browser mutants clean
+.PHONY: help course test lab notebooks figures lint test-colab test-browser test-bridge mutants clean
 
 help:
 	@echo "make course      run all notebooks into a browsable HTML folder"
@@ -26,6 +27,7 @@ help:
 	@echo "make test        unit tests, the notebooks against their saved outputs, and test-browser"
 	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
 	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
+	@echo "make test-bridge  our losses against TRL's, which it installs"
 	@echo "make mutants     make small faults in the core and count those that no test notices"
 	@echo "make notebooks   run all notebooks and save their outputs in them"
 	@echo "make figures     draw the figures again"
@@ -66,14 +68,21 @@ test-colab: $(VENV_COLAB)/stamp
 	$(call UNIT_TESTS,$(VENV_COLAB))
 	$(call NOTEBOOK_TESTS,$(VENV_COLAB))
 
+# Only these tests need TRL, so no other environment has it.
+test-bridge: $(VENV_BRIDGE)/stamp
+	OMP_NUM_THREADS=1 $(VENV_BRIDGE)/bin/python -m pytest -q tests/test_bridge.py tests/bridge
+
 clean:
-	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_COLAB) $(VENV_BRIDGE) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+EXTRAS := dev,bridge
+$(VENV_BRIDGE)/stamp: EXTRAS := dev,trl
 $(VENV)/stamp: constraints.txt
 $(VENV_COLAB)/stamp: constraints-colab.txt
-$(VENV)/stamp $(VENV_COLAB)/stamp: requirements.txt pyproject.toml
+$(VENV_BRIDGE)/stamp: constraints.txt constraints-bridge.txt
+$(VENV)/stamp $(VENV_COLAB)/stamp $(VENV_BRIDGE)/stamp: requirements.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -e .[dev,bridge] -c $(filter constraints%,$^)
+		-r requirements.txt -e .[$(EXTRAS)] $(addprefix -c ,$(filter constraints%,$^))
 	touch $@

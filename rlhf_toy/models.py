@@ -290,10 +290,18 @@ class ResidualPolicy(_Policy):
         reference: π_ref, a GPT or a table; a copy is kept.
         config: sizes of the network, which starts from fresh weights.
         generator: draws them.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, or a reference of another world.
     """
 
     def __init__(self, reference: Policy, config: GPTConfig, generator: torch.Generator) -> None:
         super().__init__()
+        kinds = "a PolicyModel, TablePolicy or ResidualPolicy"
+        checks.check_type("reference", reference, _Policy, kinds)
+        checks.check_type("config", config, GPTConfig, "a GPTConfig, see GPTConfig.for_world")
+        if reference.vocabulary != config.vocabulary:
+            raise ValueError("the reference was made for another world than the config")
         self.net = _HeadedModel(config, generator, config.n_actions)
         self.reference = copy.deepcopy(reference).requires_grad_(False)
         self.config, self.body = config, self.net.body

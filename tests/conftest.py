@@ -56,11 +56,12 @@ def short_world(short_spec):
 
 
 class TinyWorld(TextWorld):
-    """Two prompts, three words, at most three of them in a response, and random rewards."""
+    """Two prompts, a few words, at most a few of them in a response, and random rewards."""
 
-    def __init__(self):
-        super().__init__(("p", "q"), ("a", "b", "c"), max_length=3, has_end_token=True)
-        self.table = 2 * torch.randn(2, 40, generator=make_generator(1), dtype=torch.float64)
+    def __init__(self, n_words, max_length):
+        super().__init__(("p", "q"), tuple("abc"[:n_words]), max_length, has_end_token=True)
+        shape = 2, len(self.all_responses)
+        self.table = 2 * torch.randn(shape, generator=make_generator(1), dtype=torch.float64)
 
     @property
     def fingerprint(self):
@@ -70,7 +71,7 @@ class TinyWorld(TextWorld):
         return self.table.to(prompts.device)[prompts, self.response_index(responses)]
 
     def sample_corpus(self, n, generator):
-        rows = torch.randint(40, (n,), generator=generator)
+        rows = torch.randint(len(self.all_responses), (n,), generator=generator)
         return self.sample_prompts(n, generator), self.all_responses[rows]
 
 
@@ -89,46 +90,48 @@ def tree_states(policy, prompts, responses):
     """The state [B, T] of a `TablePolicy` in which each token is written."""
     states = [policy.start[prompts]]
     for t in range(responses.shape[1] - 1):
-        states.append(policy.successors[states[-1], responses[:, t].clamp(max=3)])
+        words = responses[:, t].clamp(max=policy.successors.shape[1] - 1)  # pads lead anywhere
+        states.append(policy.successors[states[-1], words])
     return torch.stack(states, dim=1)
 
 
 class Enumerated:
-    """Every response to every prompt of the tiny world, and what numpy says about them.
+    """Every response to every prompt of a tiny world, and what numpy says about them.
 
-    The policy is a table of logits θ [X, S, A] over the tree: state s is a string of fewer than
-    three words. N = 80 rows are all pairs of prompt and response. Everything named in capitals or
+    The policy is a table of logits θ [X, S, A] over the tree: state s is a string of fewer than T
+    words. The N rows are all pairs of prompt and response. Everything named in capitals or
     returned by a method is numpy, written from the formulas, without the package.
     """
 
-    def __init__(self):
-        self.world = TinyWorld()
-        self.prefixes = [p for n in range(3) for p in itertools.product(range(3), repeat=n)]
+    def __init__(self, n_words=3, max_length=3):
+        self.world, T = TinyWorld(n_words, max_length), max_length
+        words, self.A = range(n_words), n_words + 1
+        self.prefixes = [p for n in range(T) for p in itertools.product(words, repeat=n)]
         place = {prefix: s for s, prefix in enumerate(self.prefixes)}
         end = len(self.prefixes)  # one state for all that is over
-        successors = np.full((end + 1, 4), end)
+        successors = np.full((end + 1, self.A), end)
         for prefix, s in place.items():
-            for word in range(3):
+            for word in words:
                 successors[s, word] = place.get((*prefix, word), end)
         self.successors = torch.from_numpy(successors)
         self.S = end + 1
         # Rows: (prompt, tokens with the end token where it was written).
         texts = [
-            p if len(p) == 3 else (*p, 3)
-            for n in range(4)
-            for p in itertools.product(range(3), repeat=n)
+            p if len(p) == T else (*p, n_words)
+            for n in range(T + 1)
+            for p in itertools.product(words, repeat=n)
         ]
         self.rows = [(x, y) for x in range(2) for y in texts]
         self.states = [[place[y[:t]] for t in range(len(y))] for _, y in self.rows]
         self.prompts = torch.tensor([x for x, _ in self.rows])
-        padded = [list(y) + [self.world.pad_token] * (3 - len(y)) for _, y in self.rows]
+        padded = [list(y) + [self.world.pad_token] * (T - len(y)) for _, y in self.rows]
         self.responses = torch.tensor(padded)
         self.mask = self.world.response_mask(self.responses)
         self.lengths = np.array([len(y) for _, y in self.rows])
         self.rewards = self.world.response_rewards(self.prompts, self.responses).numpy()
 
     def theta(self, seed, scale=1.0):
-        return scale * np.random.default_rng(seed).normal(size=(2, self.S, 4))
+        return scale * np.random.default_rng(seed).normal(size=(2, self.S, self.A))
 
     def table(self, theta):
         """The `TablePolicy` with these logits."""
@@ -191,7 +194,7 @@ class Enumerated:
         V = np.zeros(theta.shape[:2])
         reward = {row: r for row, r in zip(self.rows, self.rewards, strict=True)}
         for s, prefix in reversed(list(enumerate(self.prefixes))):
-            for x, a in itertools.product(range(2), range(4)):
+            for x, a in itertools.product(range(2), range(self.A)):
                 response = (*prefix, a)
                 later = (
                     reward[x, response] if (x, response) in reward else V[x, self.successors[s, a]]
@@ -203,7 +206,20 @@ class Enumerated:
 
 @pytest.fixture(scope="session")
 def tiny():
+    """Three words, at most three of them in a response: N = 80."""
     return Enumerated()
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Two words, at most two of them in a response: N = 14."""
+    return Enumerated(2, 2)
+
+
+@pytest.fixture(scope="session")
+def one_token():
+    """Two words, and every response is one token: N = 6."""
+    return Enumerated(2, 1)
 
 
 @pytest.fixture

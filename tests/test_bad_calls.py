@@ -29,6 +29,7 @@ from rlhf_toy import (
     losses,
     models,
     plots,
+    policy_gradient,
     ppo,
     preferences,
     reward_model,
@@ -191,7 +192,7 @@ count, seed = integer(), integer(0, 2**63 - 1)
 
 
 def choice(name: str, good: str) -> Iterator[Bad]:
-    yield Bad("text", ValueError, f"{name} must be one of {good!r}")
+    yield Bad("text", ValueError, f"{name} must be one of …{good!r}")
     for value in (None, 3):
         yield Bad(value, TypeError, f"got {value!r}")
 
@@ -199,6 +200,23 @@ def choice(name: str, good: str) -> Iterator[Bad]:
 def flag(name: str, good: bool) -> Iterator[Bad]:
     for value in ("no", None, 1):
         yield Bad(value, TypeError, f"{name} must be True or False, got {value!r}")
+
+
+def group(name: str, good: Tensor) -> Iterator[Bad]:
+    yield from finite(name, good)
+    yield Bad(good[:, :1], ValueError, f"{name} must have at least two responses to each prompt")
+
+
+def lengths(name: str, good: Tensor) -> Iterator[Bad]:
+    yield from tensor(name, good)
+    yield Bad(good - 1, ValueError, f"{name} must be at least 1, got 0")
+
+
+def scalar(name: str, good: Tensor) -> Iterator[Bad]:
+    for value in (None, "text", 0.5):
+        yield Bad(value, TypeError, f"{name} must be a scalar tensor…, got {value!r}")
+    for value in (torch.tensor([0.5, 0.5]), torch.tensor(-0.1), torch.tensor(math.nan)):
+        yield Bad(value, ValueError, f"{name} must be one number of at least 0, got")
 
 
 def generator(name: str, good: torch.Generator) -> Iterator[Bad]:
@@ -296,6 +314,8 @@ TABLE_POLICY = {
     "successors": torch.zeros(2, 11, dtype=torch.long),
 }
 TINY_PPO = ppo.PPOSettings(iterations=1, batch_size=8)
+TINY_PG = policy_gradient.PolicyGradientSettings(iterations=1, batch_size=8)
+TINY_ONLINE = dpo.OnlineDPOSettings(rounds=1, pairs=20, dpo=dpo.DPOSettings(steps=1))
 ZERO = torch.zeros(1, dtype=torch.long)
 TINY_SFT = sft.SFTSettings(corpus_size=4, steps=1)
 
@@ -310,6 +330,8 @@ LOGP_PAIRS = {
     for who in ("policy", "ref")
     for which in ("chosen", "rejected")
 }
+POLICY_PAIRS = {f"policy_{which}_logps": (B - 1, tensor) for which in ("chosen", "rejected")}
+BY_LENGTH = {"chosen_lengths": (ONES, lengths), "rejected_lengths": (ONES, lengths)}
 DPO = LOGP_PAIRS | {"beta": (0.5, positive), "weights": (ONES, weights)}
 BANDIT = {"ref_logps": (LOGPS, tensor), "rewards": (REWARDS, tensor), "beta": (0.5, positive)}
 MDP = {
@@ -368,6 +390,21 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
             "lam": (0.9, unit),
         },
     ),
+    "losses.rloo_advantages": (losses.rloo_advantages, {"rewards": (BT, group)}),
+    "losses.grpo_advantages": (
+        losses.grpo_advantages,
+        {"rewards": (BT, group), "scale": (True, flag)},
+    ),
+    "losses.policy_gradient_loss": (
+        losses.policy_gradient_loss,
+        {
+            "logps": (BT, tensor),
+            "advantages": (BT, tensor),
+            "mask": (REAL, mask),
+            "aggregate": ("token", choice),
+            "weights": (ONES, weights),
+        },
+    ),
     "losses.ppo_clip_loss": (
         losses.ppo_clip_loss,
         {
@@ -408,9 +445,34 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
         lambda beta: losses.PairLogps(B, B, B, B, ONES, ONES).implicit_rewards(beta),
         {"beta": (0.5, positive)},
     ),
+    "losses.PairLogps.kl": (
+        losses.PairLogps(B, B, B, B, ONES, ONES).kl,
+        {"weights": (ONES, weights)},
+    ),
     "losses.dpo_loss": (losses.dpo_loss, DPO),
     "losses.ipo_loss": (losses.ipo_loss, DPO),
     "losses.cdpo_loss": (losses.cdpo_loss, DPO | {"label_smoothing": (0.1, below_half)}),
+    "losses.rdpo_loss": (losses.rdpo_loss, DPO | {"label_smoothing": (0.1, below_half)}),
+    "losses.chi_po_loss": (losses.chi_po_loss, DPO | {"max_reward": (10.0, positive)}),
+    "losses.kto_loss": (
+        losses.kto_loss,
+        DPO
+        | {
+            "kl": (torch.tensor(0.5), scalar),
+            "desirable_weight": (1.0, positive),
+            "undesirable_weight": (1.0, positive),
+        },
+    ),
+    "losses.simpo_loss": (
+        losses.simpo_loss,
+        POLICY_PAIRS
+        | BY_LENGTH
+        | {"beta": (0.5, positive), "gamma": (0.5, not_negative), "weights": (ONES, weights)},
+    ),
+    "losses.orpo_loss": (
+        losses.orpo_loss,
+        POLICY_PAIRS | BY_LENGTH | {"beta": (0.5, positive), "weights": (ONES, weights)},
+    ),
     "exact.kl_divergence": (
         exact.kl_divergence,
         {"logp": (LOGPS, tensor), "logq": (LOGPS, tensor)},
@@ -665,6 +727,14 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
         {"actions": (torch.tensor([0, 10]), ids(11)), "uniforms": (ONES / 2, tensor)},
     ),
     "envs.prompt_tokens": (WORLD.prompt_tokens, {"prompts": (torch.tensor([0, 5]), any_ids(6))}),
+    "models.ResidualPolicy": (
+        models.ResidualPolicy,
+        {
+            "reference": (POLICY, model),
+            "config": (SIZES, instance("a GPTConfig, see GPTConfig.for_world")),
+            "generator": (make_generator(0), generator),
+        },
+    ),
     "sft.train_reference": (
         sft.train_reference,
         {"world": (WORLD, world), "settings": (TINY_SFT, settings)} | TRAIN,
@@ -683,6 +753,27 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
             "preferences": (PAIRS, instance("a PreferenceDataset")),
             "reference": (POLICY, model),
             "settings": (dpo.DPOSettings(steps=1), settings),
+        }
+        | TRAIN,
+    ),
+    "dpo.train_online_dpo": (
+        dpo.train_online_dpo,
+        {
+            "world": (WORLD, world),
+            "reference": (POLICY, model),
+            "annotator": (BRADLEY_TERRY, annotator),
+            "settings": (TINY_ONLINE, settings),
+        }
+        | TRAIN,
+    ),
+    "policy_gradient.train_policy_gradient": (
+        lambda world, reference, **others: policy_gradient.train_policy_gradient(
+            world, reference, WORLD.response_rewards, **others
+        ),
+        {
+            "world": (WORLD, world),
+            "reference": (POLICY, model),
+            "settings": (TINY_PG, settings),
         }
         | TRAIN,
     ),
@@ -752,6 +843,23 @@ SETTINGS: dict[type, dict[str, Kind]] = {
         "use_critic": flag,
         "whiten_advantages": flag,
         "aggregate": choice,
+        "target_kl": positive_or_none,
+        "kl_horizon": count,
+        "measure_every": count,
+    },
+    policy_gradient.PolicyGradientSettings: {
+        "beta": positive,
+        "advantage": choice,
+        "kl": choice,
+        "kl_level": choice,
+        "aggregate": choice,
+        "iterations": count,
+        "batch_size": count,
+        "num_generations": count,
+        "num_mini_batches": count,
+        "learning_rate": positive,
+        "cliprange": positive,
+        "max_grad_norm": positive,
         "measure_every": count,
     },
     dpo.DPOSettings: {
@@ -761,10 +869,20 @@ SETTINGS: dict[type, dict[str, Kind]] = {
         "steps": count,
         "batch_size": count,
         "learning_rate": positive,
-        "warmup_steps": count,
+        "warmup_steps": integer(0),
+        "weight_decay": not_negative,
         "held_out": share,
         "early_stopping": flag,
         "measure_every": count,
+        "simpo_gamma": not_negative,
+        "desirable_weight": positive,
+        "undesirable_weight": positive,
+        "max_reward": positive,
+    },
+    dpo.OnlineDPOSettings: {
+        "rounds": count,
+        "pairs": count,
+        "dpo": instance("DPOSettings"),
     },
     best_of_n.BestOfNSettings: {
         "beta": positive,
@@ -800,6 +918,20 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
         lambda: losses.token_rewards(B, BT, BT, REAL & torch.tensor([[True], [False]]), 0.5),
         ValueError,
         "every row of the mask must be real tokens",
+    ),
+    *(
+        (
+            "losses.policy_gradient_loss",
+            f"one advantage a row, mask {mask!r:.20}",
+            lambda mask=mask: losses.policy_gradient_loss(BT, BT[:, :1], mask),
+            error,
+            words,
+        )
+        for mask, error, words in (
+            (None, TypeError, "mask must be a tensor, got None"),
+            (torch.tensor(1), ValueError, "one shape, got logps [2, 3], mask []"),
+            (REAL[:, :2], ValueError, "one shape, got logps [2, 3], mask [2, 2]"),
+        )
     ),
     (
         "losses.aggregate_loss",
@@ -1180,11 +1312,26 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
             what,
             lambda f=f: dpo.DPOSettings(**f),
             ValueError,
-            "label_smoothing must be above 0 for the loss 'cdpo'",
+            "label_smoothing must be above 0 for the losses 'cdpo' and 'rdpo', and 0 for any other",
         )
         for what, f in (
             ("smoothing without cdpo", {"label_smoothing": 0.1}),
             ("cdpo without smoothing", {"loss": "cdpo"}),
+            ("rdpo without smoothing", {"loss": "rdpo"}),
+        )
+    ),
+    *(
+        (
+            "policy_gradient.PolicyGradientSettings",
+            str(f),
+            lambda f=f: policy_gradient.PolicyGradientSettings(**{"batch_size": 8} | f),
+            ValueError,
+            words,
+        )
+        for f, words in (
+            ({"num_generations": 3}, "batch_size 8 must be a multiple of num_generations 3"),
+            ({"num_mini_batches": 3}, "batch_size 8 must be a multiple of num_mini_batches 3"),
+            ({"num_generations": 1}, "at least two responses to each prompt, got 1"),
         )
     ),
     *(
@@ -1428,7 +1575,8 @@ OTHERS: list[tuple[str, str, Callable[[], Any], type[Exception], str]] = [
 
 def empty(arguments: dict[str, tuple[Any, Kind]]) -> dict[str, Any]:
     """The arguments of a loss without any rows."""
-    return {n: g[:0] if isinstance(g, Tensor) else g for n, (g, _) in arguments.items()}
+    good = {name: value for name, (value, _) in arguments.items()}
+    return {n: g[:0] if isinstance(g, Tensor) and g.dim() else g for n, g in good.items()}
 
 
 def started() -> envs.WordMDP:

@@ -8,12 +8,16 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_toy.envs.text_world import response_mask
+from rlhf_toy.exact import response_logps, state_logps
 from rlhf_toy.models import (
     GPTConfig,
     PolicyModel,
+    ResidualPolicy,
     RewardModel,
+    TablePolicy,
     ValueModel,
 )
+from rlhf_toy.sampling import sample
 
 MODELS = (PolicyModel, RewardModel, ValueModel)
 
@@ -182,3 +186,117 @@ def test_a_critic_starts_with_a_copy_of_another_models_body(world):
     with torch.no_grad():
         critic.body.wte.weight.zero_()  # a copy: the policy keeps its own
     assert policy.body.wte.weight.any()
+
+
+# A policy beside a reference
+
+
+def some_reference(world, kind):
+    """A GPT, or a Markov chain over three states whose prompts differ."""
+    if kind == "gpt":
+        return make_model(PolicyModel, world, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    shape = 3, world.n_actions
+    logits = torch.randn(world.n_prompts, *shape, generator=generator, dtype=torch.float64)
+    successors = torch.randint(3, shape, generator=generator)
+    return TablePolicy(world, logits, successors, torch.arange(world.n_prompts) % 3)
+
+
+def residual(world, kind, moved=True):
+    """A float64 policy beside a reference; `moved`: its network no longer says 0."""
+    generator = torch.Generator().manual_seed(6)
+    config = GPTConfig.for_world(world, n_layer=2, n_head=2, n_embd=16)
+    policy = ResidualPolicy(some_reference(world, kind), config, generator).double()
+    if moved:
+        torch.nn.init.normal_(policy.net.head.weight, generator=generator)
+    return policy
+
+
+kinds = pytest.mark.parametrize("kind", ["gpt", "table"])
+
+
+@kinds
+def test_a_residual_policy_starts_as_its_reference(world, kind):
+    policy, reference = residual(world, kind, moved=False), some_reference(world, kind)
+    rows = some_responses(world)
+    assert torch.equal(policy(*rows), reference(*rows))
+    assert torch.equal(policy.token_logps(*rows), reference.token_logps(*rows))
+    assert torch.equal(state_logps(policy, world), state_logps(reference, world))
+
+
+@kinds
+def test_a_residual_policy_adds_its_network_to_the_reference_s_logits(world, kind):
+    policy, reference = residual(world, kind), some_reference(world, kind)
+    prompts, responses = some_responses(world)
+    hidden, _ = policy.body(policy.net.sequence(prompts, responses[:, :-1]))
+    added = hidden @ policy.net.head.weight.T + policy.net.head.bias
+    # π_θ(a|s) ∝ π_ref(a|s) exp(f(s, a)), in numpy.
+    mass = np.exp((reference(prompts, responses).log_softmax(-1) + added).detach().numpy())
+    found = policy(prompts, responses).softmax(-1).detach().numpy()
+    np.testing.assert_allclose(found, mass / mass.sum(-1, keepdims=True), atol=1e-12)
+    reference_s = reference(prompts, responses).softmax(-1).detach().numpy()
+    assert np.abs(found - reference_s).max() > 0.1
+
+
+@kinds
+def test_a_residual_policy_with_a_cache_equals_one_without(world, kind):
+    policy = residual(world, kind)
+    prompts, responses = some_responses(world)
+    expected, past = policy(prompts, responses), None
+    tokens = world.prompt_tokens(prompts)
+    for t in range(responses.shape[1]):
+        logits, past = policy.next_logits(tokens, past)
+        real = world.response_mask(responses)[:, t]
+        assert_close(logits[real], expected[real, t], rtol=0, atol=1e-10)
+        tokens = responses[:, t]
+    rollout = sample(policy, world, prompts, torch.Generator().manual_seed(0))
+    exact = policy.token_logps(prompts, rollout.responses).detach()
+    assert_close(rollout.logps, exact, rtol=0, atol=1e-10)
+
+
+@kinds
+def test_the_exact_tables_of_a_residual_policy_agree_with_its_log_probabilities(world, kind):
+    policy = residual(world, kind)
+    table, responses = response_logps(policy, world), world.all_responses
+    assert_close(table.exp().sum(1), torch.ones(world.n_prompts).double())
+    for prompt in (0, world.n_prompts - 1):
+        logps = policy.token_logps(torch.full((len(responses),), prompt), responses).sum(1)
+        assert_close(table[prompt], logps.detach(), rtol=0, atol=1e-10)
+
+
+@kinds
+def test_training_never_changes_the_reference(world, kind):
+    policy = residual(world, kind, moved=False)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    policy.requires_grad_(False).requires_grad_(True)  # what the trainers do to a copy
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1, weight_decay=1.0)
+    policy.token_logps(*some_responses(world)).sum().backward()
+    optimizer.step()
+    changed = {n for n, value in policy.state_dict().items() if not torch.equal(value, before[n])}
+    assert "net.head.weight" in changed
+    assert not any(name.startswith("reference.") for name in changed)
+    assert all(p.grad is None for p in policy.reference.parameters())
+
+
+@kinds
+def test_a_residual_policy_keeps_a_copy_of_its_reference(world, kind):
+    reference, rows = some_reference(world, kind), some_responses(world)
+    config = GPTConfig.for_world(world, n_layer=1, n_head=2, n_embd=8)
+    policy = ResidualPolicy(reference, config, torch.Generator().manual_seed(0)).double()
+    before = policy(*rows).detach()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(policy(*rows), before)
+    assert all(p.requires_grad for p in reference.parameters())
+
+
+def test_the_network_of_a_residual_policy_comes_from_the_generator(world, policy):
+    one, same, other = (
+        ResidualPolicy(policy, GPTConfig.for_world(world), torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one.body.wte.weight, same.body.wte.weight)
+    assert not torch.equal(one.body.wte.weight, other.body.wte.weight)
+    assert (one.net.head.weight == 0).all() and (one.net.head.bias == 0).all()
+    assert one.device == policy.device

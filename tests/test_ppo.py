@@ -577,9 +577,15 @@ def test_the_kl_weight_is_the_one_in_the_reward_and_in_the_metrics(tiny, updates
     settings, state = replace(PLAIN, target_kl=1.0), a_state(tiny, PLAIN)
     state.kl_coef = 1.3
     rewards = tiny.world.response_rewards
+    updates.clear()
     metrics = ppo_iteration(state, tiny.world, tiny.gpt(4).float(), rewards, settings)
     assert metrics["objective/kl_coef"] == 1.3
     assert metrics["objective/non_score_reward"] == pytest.approx(-1.3 * metrics["objective/kl"])
+    found = flat(updates[0][1])
+    expected = flat(one_iteration(tiny, replace(PLAIN, beta=1.3), updates)[0][0][1])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    plain = flat(one_iteration(tiny, PLAIN, updates)[0][0][1])
+    assert (found - plain).norm() > 0.1
 
 
 def test_the_kl_weight_is_saved_in_the_checkpoint(tmp_path):

@@ -129,3 +129,48 @@ def test_samples_are_as_frequent_as_their_exact_probabilities_say(world, bandit,
     cells = [row if cells[1][-1] > 0 else row[:-1] for row in cells]
     assert len(cells[0]) > 5
     assert chisquare(*cells).pvalue > 6e-7  # five sigma
+
+
+WEIGHTS = torch.tensor([2.0, 1.0, 3.0])
+
+
+def a_rollout():
+    """Three rows with random log-probabilities, and those of a reference and of a later policy."""
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+    logps = -3 * torch.rand(3, 3, 3, generator=make_generator(0), dtype=torch.float64) * mask
+    tokens = torch.zeros(3, 3, dtype=torch.long)
+    return Rollout(tokens[:, 0], tokens, tokens, logps[0], mask), logps[1], logps[2]
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_the_metrics_of_samples_are_means_over_responses(weights):
+    rollout, ref_logps, _ = a_rollout()
+    scores = torch.tensor([1.0, -2.0, 0.5])
+    w = np.ones(3) if weights is None else weights.numpy()
+    logps, refs = rollout.logps.numpy().sum(1), ref_logps.numpy().sum(1)
+    kl, score = np.average(logps - refs, weights=w), np.average(scores.numpy(), weights=w)
+    found = rollout.metrics(scores, ref_logps, 0.4, weights)
+    right = {
+        "objective/kl": kl,
+        "objective/entropy": -np.average(logps, weights=w),
+        "objective/scores": score,
+        "objective/non_score_reward": -0.4 * kl,
+        "objective/rlhf_reward": score - 0.4 * kl,
+    }
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(right)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_the_metrics_of_ratios_are_means_over_tokens(weights):
+    rollout, _, later = a_rollout()
+    w = np.repeat(np.ones(3) if weights is None else weights.numpy(), [2, 1, 3])
+    ratio = np.exp((later - rollout.logps).numpy()[rollout.mask.numpy()])
+    found = rollout.ratio_metrics(later, 0.9, weights)
+    right = {
+        "val/ratio": np.average(ratio, weights=w),
+        # KL(π_old ‖ π) from samples of π_old: k3 with the policies in this order.
+        "policy/approxkl": np.average(ratio - 1 - np.log(ratio), weights=w),
+        "policy/clipfrac": np.average(np.abs(ratio - 1) > 0.9, weights=w),
+    }
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(right)
+    assert 0 < right["policy/clipfrac"] < 1

@@ -182,9 +182,10 @@ def policy_gradient_loss(
         TypeError, ValueError: as for `aggregate_loss`.
     """
     check_type("advantages", advantages, Tensor, "a tensor [B, T] or [B, 1]")
+    mask, logps = masked(mask, logps=logps)
     if advantages.shape[1:] == (1,):
-        advantages = advantages.expand(-1, mask.shape[-1])
-    mask, logps, advantages = masked(mask, logps=logps, advantages=advantages)
+        advantages = advantages.expand(-1, mask.shape[1])
+    mask, advantages = masked(mask, advantages=advantages)
     return aggregate_loss(-advantages.detach() * logps, mask, aggregate, weights)
 
 

@@ -123,6 +123,7 @@ class PairLogps:
         Σ ρ log ρ / Σ ρ with ρ = π_θ/π_ref (self-normalised importance sampling), at least 0.
         """
         chosen, rejected = self.implicit_rewards(1.0)
+        weighted_mean(chosen, weights)  # raises for bad weights
         log_ratios = torch.stack([chosen, rejected]).detach()
         shares = log_ratios if weights is None else log_ratios + weights.log()
         shares = shares.flatten().softmax(0)
