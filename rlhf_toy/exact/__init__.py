@@ -8,5 +8,7 @@ from rlhf_toy.exact.automaton import *
 from rlhf_toy.exact.bandit import *
 from rlhf_toy.exact.dynamic_programming import *
 from rlhf_toy.exact.enumeration import *
+from rlhf_toy.exact.estimators import *
+from rlhf_toy.exact.fixed_points import *
 from rlhf_toy.exact.population import *
 from rlhf_toy.exact.yardstick import *

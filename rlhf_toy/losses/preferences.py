@@ -373,6 +373,7 @@ def kto_loss(
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     chosen, rejected = _margins(*logps, beta)
     kl = beta * kl.detach()
-    desirable = weighted_mean(desirable_weight * torch.sigmoid(kl - chosen), weights)
+    # Not σ(kl − chosen): near 1 it rounds, and its gradient with it.
+    desirable = weighted_mean(desirable_weight * (1 - torch.sigmoid(chosen - kl)), weights)
     undesirable = weighted_mean(undesirable_weight * torch.sigmoid(rejected - kl), weights)
     return (desirable + undesirable) / 2
