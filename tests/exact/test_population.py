@@ -256,6 +256,13 @@ def test_where_no_record_leads_the_policy_is_the_reference():
 # Errors
 
 
+def test_a_search_that_ends_where_the_gradient_is_not_0_is_an_error(monkeypatch):
+    episodes = enumerate_episodes(*random_tree(0, 0.7), start=0, horizon=2)
+    monkeypatch.setattr("rlhf_toy.exact.population.GRADIENT_AT_MOST", -1.0)
+    with pytest.raises(RuntimeError, match=r"no minimum found: a gradient of .* after \d+ steps"):
+        population_rewards(episodes)
+
+
 def test_tables_and_starts_that_do_not_fit_are_refused():
     tables = successors, probabilities, rewards, ref_logps = random_tree(0, 0.7)
     with pytest.raises(ValueError, match=r"\[S, A, K\]"):
