@@ -51,7 +51,7 @@ class PolicyGradientSettings:
     kl: str = "k1_reward"  # β k1 taken off the reward, or β k2 or β k3 added to the loss
     kl_level: str = "sequence"  # k2 and k3: of a whole response, or of each token and then summed
     aggregate: str = "sequence"  # what the loss averages over, see `aggregate_loss`
-    iterations: int = 350
+    iterations: int = 380
     batch_size: int = 1024  # responses sampled per iteration
     num_generations: int = 4  # responses to each prompt: a group
     num_mini_batches: int = 4

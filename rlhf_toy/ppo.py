@@ -27,7 +27,7 @@ class PPOSettings:
     """Settings of PPO, under the field's names."""
 
     beta: float = 0.5  # KL weight
-    iterations: int = 350
+    iterations: int = 380
     batch_size: int = 1024  # responses sampled per iteration
     num_ppo_epochs: int = 1
     num_mini_batches: int = 4
