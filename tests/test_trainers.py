@@ -170,23 +170,33 @@ def test_a_yardstick_that_is_given_measures_the_run(name):
     assert objectives == pytest.approx([r - 0.25 * kl for r, kl in zip(rewards, kls, strict=True)])
 
 
-# The notebooks' texts, saved outputs and times belong to these defaults. If you change one, run
+# Texts, saved outputs and times of the notebooks belong to these defaults. If you change one, run
 # `make notebooks`, and read what the notebooks say about the results.
 DEFAULTS = {
     SFTSettings: {"corpus_size": 12_000, "steps": 700, "batch_size": 256, "learning_rate": 3e-3},
     RewardModelSettings: {
         "steps": 800, "batch_size": 512, "learning_rate": 3e-3, "weight_decay": 1.0,
-        "held_out": 0.1,
+        "ema_decay": 0.99, "held_out": 0.1,
     },
     PPOSettings: {
         "beta": 0.5, "iterations": 380, "batch_size": 1024, "num_ppo_epochs": 1,
         "num_mini_batches": 4, "learning_rate": 1e-3, "vf_coef": 0.5, "cliprange": 0.2,
         "cliprange_value": None, "gamma": 1.0, "lam": 1.0, "max_grad_norm": 1.0,
-        "use_critic": True, "whiten_advantages": True, "aggregate": "token",
+        "use_critic": True, "whiten_advantages": True, "aggregate": "token", "target_kl": None,
     },
     DPOSettings: {
-        "beta": 0.5, "loss": "dpo", "label_smoothing": 0.0, "steps": 300, "batch_size": 512,
-        "learning_rate": 5e-4, "warmup_steps": 100, "held_out": 0.1, "early_stopping": True,
+        "beta": 0.5, "loss": "dpo", "label_smoothing": 0.0, "steps": 400, "batch_size": 1024,
+        "learning_rate": 3e-3, "warmup_steps": 0, "weight_decay": 1.0, "ema_decay": 0.99,
+        "held_out": 0.1, "early_stopping": True, "simpo_gamma": 0.5, "desirable_weight": 1.0,
+        "undesirable_weight": 1.0, "max_reward": 10.0,
+    },
+    OnlineDPOSettings: {
+        "rounds": 5, "pairs": 20_000, "dpo": DPOSettings(steps=300, weight_decay=0.1),
+    },
+    PolicyGradientSettings: {
+        "beta": 0.5, "advantage": "rloo", "kl": "k1_reward", "kl_level": "sequence",
+        "aggregate": "sequence", "iterations": 380, "batch_size": 1024, "num_generations": 4,
+        "num_mini_batches": 4, "learning_rate": 1e-3, "cliprange": 0.2, "max_grad_norm": 1.0,
     },
     BestOfNSettings: {"beta": 0.5, "ns": (1, 2, 4, 8, 16, 32, 64, 128), "samples": 512},
 }  # fmt: skip
