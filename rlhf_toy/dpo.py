@@ -315,7 +315,7 @@ def train_online_dpo(
     earlier pairs, and goes on training the policy on all of them.
 
     Args:
-        world: a deterministic world, where responses are written.
+        world: where responses are written.
         reference: π_ref in the loss and in the yardstick, in every round.
         annotator: who compares the pairs.
         settings: see `OnlineDPOSettings`.

@@ -74,7 +74,8 @@ class PolicyGradientSettings:
             if self.batch_size % getattr(self, name):
                 wanted = f"a multiple of {name} {getattr(self, name)}"
                 raise ValueError(f"batch_size {self.batch_size} must be {wanted}")
-        ADVANTAGES[self.advantage](torch.zeros(2, self.num_generations))  # raises if G is too small
+        groups = self.batch_size // self.num_generations, self.num_generations
+        ADVANTAGES[self.advantage](torch.zeros(groups))  # raises where there is nobody to compare
 
 
 class PolicyGradientState(training.State):

@@ -17,7 +17,7 @@ from rlhf_toy.annotators import Annotator, check_annotator
 from rlhf_toy.checks import check_count, check_ids, check_number, check_shapes, check_type, shown
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.files import atomic_file
-from rlhf_toy.models import PolicyModel
+from rlhf_toy.models import Policy
 from rlhf_toy.sampling import sample
 from rlhf_toy.training import make_generator, pick_device
 
@@ -227,7 +227,7 @@ def _read_row(line: bytes) -> dict[str, Any]:
 
 
 def collect_preferences(
-    policy: PolicyModel, world: TextWorld, annotator: Annotator, n: int, generator: torch.Generator
+    policy: Policy, world: TextWorld, annotator: Annotator, n: int, generator: torch.Generator
 ) -> PreferenceDataset:
     """Have an annotator compare n pairs of a policy's own responses (Christiano et al. 2017).
 

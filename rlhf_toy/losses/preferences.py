@@ -300,7 +300,8 @@ def orpo_loss(
     check_positive(beta=beta)
     logps = policy_chosen_logps, policy_rejected_logps
     chosen, rejected = _means(*logps, chosen_lengths, rejected_lengths)
-    log_odds = [mean - torch.log(-torch.expm1(mean)) for mean in (chosen, rejected)]
+    below_0 = (mean.clamp(max=-1e-6) for mean in (chosen, rejected))  # at 0 the odds are infinite
+    log_odds = [mean - torch.log(-torch.expm1(mean)) for mean in below_0]
     return weighted_mean(-chosen, weights) + beta * bradley_terry_loss(*log_odds, weights)
 
 
@@ -369,7 +370,8 @@ def kto_loss(
     check_positive(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     check_type("kl", kl, Tensor, "a scalar tensor, the KL in nats")
     if kl.dim() != 0 or not kl >= 0:
-        raise ValueError(f"kl must be one number of at least 0, got {shown(kl)}")
+        got = f"{float(kl):.4g}" if kl.dim() == 0 else shown(kl)
+        raise ValueError(f"kl must be one number of at least 0, got {got}")
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     chosen, rejected = _margins(*logps, beta)
     kl = beta * kl.detach()

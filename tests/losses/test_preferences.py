@@ -603,3 +603,10 @@ def test_a_weight_of_two_counts_like_a_pair_that_is_there_twice(loss):
 def test_nan_is_no_tie():
     rewards = torch.tensor([torch.nan, 1.0])
     assert preference_accuracy(rewards, torch.zeros(2)).isnan()
+
+
+def test_orpo_stays_finite_where_a_response_is_certain():
+    chosen, rejected = float64(0.0, -1.0).requires_grad_(), float64(-2.0, 0.0).requires_grad_()
+    loss = orpo_loss(chosen, rejected, float64(1.0, 2.0), float64(2.0, 1.0), 0.5)
+    loss.backward()
+    assert loss.isfinite() and chosen.grad.isfinite().all() and rejected.grad.isfinite().all()
