@@ -150,7 +150,8 @@ class AutomatonYardstick(Yardstick):
     Σ_t KL(π(·|s_t) ‖ π*(·|s_t)). The second varies less near π*, the first far from it, where long
     responses add up more KL. Their difference has mean 0 and serves as a control variate, so the
     estimate varies less than either. The KL to π_ref is estimated in the same way, and the reward
-    is J(π) + β KL(π ‖ π_ref).
+    is J(π) + β KL(π ‖ π_ref). The standard error assumes that the samples are typical: it is too
+    small where most of the KL is in responses so rare that a sample has only a few of them.
 
     The reference is the automaton's table. Every measurement draws with the same seed, and equally
     many responses to each prompt.
@@ -276,7 +277,7 @@ def with_least_variance(first: Tensor, second: Tensor) -> Tensor:
     difference = first - second
     spread = difference - difference.mean(1, keepdim=True)
     share = (spread * first).sum() / (spread * spread).sum().clamp(min=1e-300)
-    return first - share * difference
+    return first - share.clamp(0, 1) * difference
 
 
 def make_yardstick(env: gym.Env, reference: Policy, beta: float) -> Yardstick:
