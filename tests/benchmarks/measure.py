@@ -221,7 +221,7 @@ def coverage() -> None:
     settings = PPOSettings(beta=beta, iterations=60, batch_size=512)
     arguments = (world, reference, world.response_rewards, settings)
     trained, _ = train_ppo(*arguments, start=imitator, yardstick=exact)
-    yardstick = AutomatonYardstick(world, beta, samples=2_048)
+    yardstick = AutomatonYardstick(world, beta, samples=4_096)
     for name, policy in (("random", random), ("SFT", imitator), ("PPO", trained)):
         gap, hits, errors = exact.measure(policy).gap, 0, []
         for seed in range(1_000):
