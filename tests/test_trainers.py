@@ -18,8 +18,8 @@ from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
 from rlhf_toy.checkpoints import digest
 from rlhf_toy.dpo import DPOSettings, OnlineDPOSettings, train_dpo, train_online_dpo
-from rlhf_toy.envs import PromptBandit, WordMDP
-from rlhf_toy.exact import Yardstick, response_rewards
+from rlhf_toy.envs import LongReview, PromptBandit, WordMDP
+from rlhf_toy.exact import AutomatonYardstick, Yardstick, response_rewards, table_reference
 from rlhf_toy.models import GPTConfig, PolicyModel, ResidualPolicy
 from rlhf_toy.policy_gradient import PolicyGradientSettings, train_policy_gradient
 from rlhf_toy.ppo import PPOSettings, train_ppo
@@ -313,3 +313,34 @@ def test_a_trainer_killed_by_the_system_resumes(tmp_path):
     second = subprocess.run(command, capture_output=True, text=True, check=True)
     straight, _ = TRAINERS["ppo"](seed=5, device="cpu")
     assert second.stdout.strip() == digest(straight)
+
+
+@pytest.mark.filterwarnings("ignore:.* as far from the optimum")
+def test_every_trainer_runs_in_a_world_that_cannot_be_enumerated(short_spec, tmp_path):
+    world = LongReview(short_spec)
+    reference, yardstick = table_reference(world), AutomatonYardstick(world, 0.5, samples=64)
+    start, _ = train_reference(world, SFTSettings(corpus_size=500, steps=40), device="cpu")
+    pairs = collect_preferences(reference, world, BradleyTerryAnnotator(), 200, make_generator(0))
+    model, _ = train_reward_model(pairs, RewardModelSettings(steps=3), device="cpu")
+    run = {"start": start, "yardstick": yardstick, "device": "cpu"}
+    ppo = PPOSettings(iterations=2, batch_size=32, measure_every=1)
+    for name, reward in (("true", world.response_rewards), ("learned", model)):
+        policy, history = train_ppo(
+            world, reference, reward, ppo, checkpoint=tmp_path / name, **run
+        )
+        assert yardstick.measure(policy).gap == history.last("exact/gap") > 0
+        assert history.last("exact/standard_error") > 0
+    policy, history = train_dpo(pairs, reference, DPOSettings(steps=2, early_stopping=False), **run)
+    assert yardstick.measure(policy).gap == history.last("exact/gap")
+
+
+@pytest.mark.filterwarnings("ignore:.* as far from the optimum")
+def test_ppo_learns_where_nothing_can_be_enumerated(short_spec):
+    world = LongReview(short_spec)
+    config = GPTConfig.for_world(world, n_layer=1, n_head=2, n_embd=32)
+    start = PolicyModel(config, make_generator(0))
+    yardstick = AutomatonYardstick(world, 1.0, samples=500)
+    settings = PPOSettings(beta=1.0, iterations=60, batch_size=256, learning_rate=3e-3)
+    arguments = (world, table_reference(world), world.response_rewards, settings)
+    policy, _ = train_ppo(*arguments, start=start, yardstick=yardstick, device="cpu")
+    assert yardstick.measure(policy).gap < 0.5 * yardstick.measure(start).gap

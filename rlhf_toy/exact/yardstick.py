@@ -150,8 +150,10 @@ class AutomatonYardstick(Yardstick):
     tokens of a sampled response have this KL as their mean: Σ_t log π(y_t|s_t)/π*(y_t|s_t), and
     Σ_t KL(π(·|s_t) ‖ π*(·|s_t)). The second varies less near π*, the first far from it, where long
     responses add up more KL. Their difference has mean 0 and serves as a control variate, so the
-    estimate varies less than either. The KL to π_ref is estimated in the same way, and the reward
-    is J(π) + β KL(π ‖ π_ref).
+    estimate varies about as little as the better one, or less. The KL to π_ref is estimated in the
+    same way, and the reward is J(π) + β KL(π ‖ π_ref). The standard error assumes that the samples
+    are typical: it is too small where most of the KL is in responses so rare that a sample has
+    only a few of them.
 
     The reference is the automaton's table. Every measurement draws with the same seed, and equally
     many responses to each prompt.
@@ -273,11 +275,17 @@ class AutomatonYardstick(Yardstick):
 
 
 def with_least_variance(first: Tensor, second: Tensor) -> Tensor:
-    """Return the mix of two estimates of one mean that varies least within the rows, [X, n]."""
-    difference = first - second
-    spread = difference - difference.mean(1, keepdim=True)
-    share = (spread * first).sum() / (spread * spread).sum().clamp(min=1e-300)
-    return first - share * difference
+    """Return the mix of two estimates of one mean that varies least within the rows, [X, n].
+
+    Each half of the samples takes the share that fits the other half, so the mix has no bias.
+    """
+    difference, mixed = first - second, first.clone()
+    even, odd = slice(0, None, 2), slice(1, None, 2)
+    for here, there in ((even, odd), (odd, even)):
+        spread = difference[:, there] - difference[:, there].mean(1, keepdim=True)
+        share = (spread * first[:, there]).sum() / (spread * spread).sum().clamp(min=1e-300)
+        mixed[:, here] -= share.clamp(0, 1) * difference[:, here]
+    return mixed
 
 
 def make_yardstick(env: gym.Env, reference: Policy, beta: float) -> Yardstick:

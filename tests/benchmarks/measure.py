@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import ipywidgets
@@ -26,14 +27,20 @@ from rlhf_toy.course.widgets.raters import RatersAndScales
 from rlhf_toy.course.widgets.who_said_what import WhoSaidWhat
 from rlhf_toy.course.widgets.word_by_word import WordByWord
 from rlhf_toy.dpo import DPOSettings, train_dpo
-from rlhf_toy.envs import WordMDP
-from rlhf_toy.exact import Yardstick, response_logps
+from rlhf_toy.envs import STAYS, LongReview, WordMDP
+from rlhf_toy.exact import (
+    AutomatonYardstick,
+    Yardstick,
+    automaton_optimum,
+    response_logps,
+    table_reference,
+)
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import RewardModelSettings, pair_rewards, train_reward_model
 from rlhf_toy.sampling import sample
-from rlhf_toy.sft import SFTSettings, train_reference
+from rlhf_toy.sft import SFTSettings, SFTState, sft_iteration, train_reference
 from rlhf_toy.training import make_generator
 
 WORLD = WordMDP()
@@ -184,6 +191,49 @@ def _dpo(n: int, rounds: int, settings: DPOSettings, seed: int) -> None:
     )
 
 
+def long_world() -> None:
+    """Seconds to build and solve the long world, and to measure a GPT there by 8,192 samples."""
+    start = time.perf_counter()
+    world = LongReview()
+    print(f"build the automaton: {time.perf_counter() - start:.2f} s")
+    for _ in range(3):
+        print(f"solve it: {_seconds(partial(automaton_optimum, world.automaton(), 0.1)):.2f} s")
+    yardstick = AutomatonYardstick(world, 0.1)
+    policy = PolicyModel(GPTConfig.for_world(world), make_generator(0))
+    print(f"measure: {_seconds(partial(yardstick.measure, policy)):.2f} s")
+
+
+def coverage() -> None:
+    """How often a sampled measure's 95 % interval has the enumerated gap in it, of 1,000 seeds."""
+    few_words = {"determiners": ("the",), "verbs": ("is",), "intensifiers": {"very": 1.5}}
+    few_words |= {"negations": {"not": -0.6}, "conjunctions": {"and": 1, "but": -1}}
+    tastes = {"room": {"good": 0.6, "loud": -0.9}, "food": {"good": 0.6, "cold": -0.6}}
+    few = replace(STAYS, aspects=tastes, corpus_weights={}, prompts=("hotel",), importance={})
+    world, beta = LongReview(replace(few, floor=0.01, **few_words), max_length=5), 0.3
+    reference = table_reference(world)
+    exact = Yardstick(world, reference, beta)
+    config = GPTConfig.for_world(world, n_layer=1, n_head=2, n_embd=16)
+    random, imitator = (PolicyModel(config, make_generator(0)) for _ in range(2))
+    prompts, responses = world.sample_corpus(20_000, make_generator(1))
+    data, sft = (prompts, responses, world.response_mask(responses)), SFTSettings(steps=600)
+    state = SFTState(imitator, sft, make_generator(0))
+    while state.step < sft.steps:
+        sft_iteration(state, *data, sft)
+    settings = PPOSettings(beta=beta, iterations=60, batch_size=512)
+    arguments = (world, reference, world.response_rewards, settings)
+    trained, _ = train_ppo(*arguments, start=imitator, yardstick=exact)
+    yardstick = AutomatonYardstick(world, beta, samples=4_096)
+    for name, policy in (("random", random), ("SFT", imitator), ("PPO", trained)):
+        gap, hits, errors = exact.measure(policy).gap, 0, []
+        for seed in range(1_000):
+            yardstick.seed = seed
+            measure = yardstick.measure(policy)
+            hits += abs(measure.gap - gap) < 1.96 * measure.standard_error
+            errors.append(measure.gap - gap)
+        bias, error = statistics.mean(errors), statistics.stdev(errors) / 1_000**0.5
+        print(f"{name} GPT, gap {gap:.2%}: {hits / 10:.1f} %, bias {bias:.1e} ± {error:.1e}")
+
+
 def redraws() -> None:
     """Seconds in which each interactive cell answers: to sliders, words, typed text and buttons."""
     model = PolicyModel(GPTConfig.for_world(WORLD), make_generator(0))
@@ -237,7 +287,19 @@ def _slider_moves(widget: ipywidgets.Widget) -> Iterator[Callable[[], None]]:
 
 if __name__ == "__main__":
     measurements = {
-        f.__name__: f for f in (startup, logps, steps, ppo, reward_model, dpo, dpo_rounds, redraws)
+        f.__name__: f
+        for f in (
+            startup,
+            logps,
+            steps,
+            ppo,
+            reward_model,
+            dpo,
+            dpo_rounds,
+            long_world,
+            coverage,
+            redraws,
+        )
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=measurements)

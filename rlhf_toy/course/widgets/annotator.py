@@ -42,7 +42,7 @@ from rlhf_toy.course.widgets.taste import (
     taste_words,
 )
 from rlhf_toy.envs import WordMDP, unwrap
-from rlhf_toy.models import PolicyModel, check_fits
+from rlhf_toy.models import Policy, check_fits
 from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.training import make_generator
 
@@ -83,7 +83,7 @@ class HumanAnnotator(InteractiveCell):
     def __init__(
         self,
         world: Env,
-        policy: PolicyModel | None = None,
+        policy: Policy | None = None,
         pairs: Iterable[tuple[str, str, str]] | None = None,
         path: str | os.PathLike = "my_preferences.jsonl",
         annotator: Annotator | None = None,
@@ -94,7 +94,7 @@ class HumanAnnotator(InteractiveCell):
         if policy is not None and pairs is not None:
             raise ValueError("give a policy or pairs, not both: only one can provide the reviews")
         if policy is not None:
-            check_type("policy", policy, PolicyModel, "a PolicyModel")
+            check_type("policy", policy, Policy, "a policy such as a PolicyModel")
             check_fits(policy, world)
         annotator = BradleyTerryAnnotator() if annotator is None else annotator
         check_annotator(annotator)

@@ -11,7 +11,7 @@ from rlhf_toy.checks import check_count, check_type, shown
 from rlhf_toy.course.widgets.annotator_files import Pair
 from rlhf_toy.course.widgets.taste import Taste, response_features
 from rlhf_toy.envs import WordMDP
-from rlhf_toy.models import PolicyModel
+from rlhf_toy.models import Policy
 from rlhf_toy.sampling import sample
 
 POOL_SIZE = 500  # pairs that are drawn ahead; the least certain one is chosen among them
@@ -32,7 +32,7 @@ def least_sure(taste: Taste, differences: np.ndarray) -> int:
 
 
 def sample_pairs(
-    world: WordMDP, n: int, generator: torch.Generator, policy: PolicyModel | None = None
+    world: WordMDP, n: int, generator: torch.Generator, policy: Policy | None = None
 ) -> list[Pair]:
     """Sample n pairs of reviews of the same prompt, and leave out pairs of two equal reviews.
 
@@ -119,7 +119,7 @@ class PairPool:
         self,
         world: WordMDP,
         generator: torch.Generator,
-        policy: PolicyModel | None = None,
+        policy: Policy | None = None,
         pairs: Iterable[tuple[str, str, str]] | None = None,
     ) -> None:
         self._world, self._generator, self._policy = world, generator, policy

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_toy.course.widgets.live_run import GAP, Settings, measurements
 from rlhf_toy.envs import TextWorld
-from rlhf_toy.models import PolicyModel
+from rlhf_toy.models import Policy
 from rlhf_toy.sampling import sample
 from rlhf_toy.training import History, make_generator
 
@@ -41,7 +41,7 @@ def measured_words(history: History, best_held_out: bool = False) -> str:
     )
 
 
-def responses_of(policy: PolicyModel, world: TextWorld) -> list[tuple[str, str, float]]:
+def responses_of(policy: Policy, world: TextWorld) -> list[tuple[str, str, float]]:
     """Sample prompt, response and true reward (logits) for the first prompts, with a fixed seed."""
     with torch.inference_mode():
         prompts = torch.arange(min(N_PROMPTS, world.n_prompts), device=policy.device)

@@ -13,7 +13,7 @@ from rlhf_toy.course.widgets.parts import Explorer, in_a_row, labelled, words
 from rlhf_toy.course.widgets.word_by_word import token_names
 from rlhf_toy.envs import WordMDP, unwrap
 from rlhf_toy.exact import soft_value_iteration, state_logps, tabular_mdp
-from rlhf_toy.models import PolicyModel, check_fits
+from rlhf_toy.models import Policy, check_fits
 
 
 def states_before(world: WordMDP, prompt: int, response: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ class WhoSaidWhat(Explorer):
     def __init__(
         self,
         world: Env,
-        reference: PolicyModel,
-        policy: PolicyModel,
+        reference: Policy,
+        policy: Policy,
         beta: float,
         prompt: str = "library",
         text: str = "very loud",
@@ -90,7 +90,7 @@ class WhoSaidWhat(Explorer):
             text: the first response, words separated by spaces.
 
         Raises:
-            TypeError: a world that is not a `WordMDP`, or a model that is not a `PolicyModel`.
+            TypeError: a world that is not a `WordMDP`, or a model that is not a policy.
             ValueError: a model of another world, a world that slips, a bad β, or an unknown prompt
                 or word.
         """
@@ -101,7 +101,7 @@ class WhoSaidWhat(Explorer):
                 "with slips a log-ratio is not an advantage: give WordMDP(), or a world with slip=0"
             )
         for name, model in (("reference", reference), ("policy", policy)):
-            check_type(name, model, PolicyModel, "a PolicyModel")
+            check_type(name, model, Policy, "a policy such as a PolicyModel")
             check_fits(model, world)
         check_positive(beta=beta)
         check_type("text", text, str, "words separated by spaces")

@@ -18,7 +18,7 @@ from rlhf_toy.checks import check_count, check_type
 from rlhf_toy.course.widgets.parts import Explorer, button, in_a_row, labelled, panels, say, words
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import n_states
-from rlhf_toy.models import PolicyModel, RewardModel, check_fits
+from rlhf_toy.models import Policy, RewardModel, check_fits
 from rlhf_toy.plots import COLOURS
 
 END = "<end>"
@@ -55,7 +55,7 @@ class State:
 
 def look_at(
     world: TextWorld,
-    reference: PolicyModel,
+    reference: Policy,
     prompt: int,
     tokens: tuple[int, ...],
     reward_model: RewardModel | None = None,
@@ -284,13 +284,13 @@ class WordByWord(Explorer):
     def __init__(
         self,
         world: Env,
-        reference: PolicyModel,
+        reference: Policy,
         reward_model: RewardModel | None = None,
         prompt: str | None = None,
         start: str = "",
     ) -> None:
         world = self._world = _check_world(unwrap(world))
-        check_type("reference", reference, PolicyModel, "a PolicyModel")
+        check_type("reference", reference, Policy, "a policy such as a PolicyModel")
         check_fits(reference, world)
         if reward_model is not None:
             check_type("reward_model", reward_model, RewardModel, "a RewardModel")

@@ -75,7 +75,7 @@ def test_a_wrapped_world_will_do(cell):
     [
         ({"world": "words"}, TypeError, "worlds"),
         ({"world": PromptBandit()}, TypeError, "world must be a WordMDP"),
-        ({"policy": None}, TypeError, "policy must be a PolicyModel"),
+        ({"policy": None}, TypeError, "policy must be a policy such as a PolicyModel"),
         ({"world": WordMDP(max_length=2)}, ValueError, None),
         ({"world": SlipperyWordMDP(0.2, max_length=3)}, (TypeError, ValueError), None),
         ({"beta": 0.0}, ValueError, "beta must be a finite number above 0"),

@@ -210,7 +210,7 @@ def test_bad_arguments_are_refused_in_words(world, policy, reward_model):
         WordByWord(PromptBandit(), policy)
     with pytest.raises(ValueError, match="slip=0"):
         WordByWord(SlipperyWordMDP(max_length=3), policy)
-    with pytest.raises(TypeError, match="reference must be a PolicyModel"):
+    with pytest.raises(TypeError, match="reference must be a policy such as a PolicyModel"):
         WordByWord(world, reward_model)
     with pytest.raises(TypeError, match="reward_model must be a RewardModel"):
         WordByWord(world, policy, policy)
