@@ -47,7 +47,7 @@ ROOT = HERE.parents[1]
 TABLE = ROOT / "build" / "mutants.json"
 FILES = (
     *("losses/*.py", "exact/*.py", "ppo.py", "dpo.py", "reward_model.py", "sft.py"),
-    *("training.py", "annotators.py", "preferences.py"),
+    *("policy_gradient.py", "sampling.py", "training.py", "annotators.py", "preferences.py"),
 )
 NOT_THE_CORE = ("course", "notebooks", "browser", "benchmarks", "mutants")
 NOT_COPIED = (".git", ".venv*", "build", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
