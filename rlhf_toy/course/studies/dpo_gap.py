@@ -236,7 +236,8 @@ def figure(results: list[dict[str, Any]]) -> Figure:
             right.barh(row, part, left=parts[:i].sum(), color=COLOURS[i])
     names = ["no pair", "1 to 3", "4 to 15", "16 or more"]
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[i]) for i in range(len(names))]
-    right.legend(handles, names, title="occurrences in the pairs", fontsize=8)
+    where = {"loc": "center right", "bbox_to_anchor": (1.0, 0.32)}
+    right.legend(handles, names, title="occurrences in the pairs", fontsize=8, **where)
     left.set_yticks(range(len(ARMS)), ARMS)
     left.invert_yaxis()
     left.set(xlabel="gap to the optimum, %")
