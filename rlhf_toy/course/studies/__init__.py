@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NAMES = ("ppo_parts", "overoptimisation", "dpo_or_ppo")
+NAMES = ("ppo_parts", "overoptimisation", "dpo_or_ppo", "fixed_points")
 DATA = Path("figures") / "data"  # in the repository
 
 
