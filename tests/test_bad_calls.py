@@ -168,6 +168,7 @@ positive = required(positive_or_none)
 not_negative = required(number("at least 0", -0.1))
 unit = required(number("at least 0 and at most 1", -0.1, 1.1))
 share = required(number("above 0 and below 1", 0.0, 1.0, -0.5))
+below_1 = required(number("at least 0 and below 1", 1.0, -0.1))
 below_half = required(number("at least 0 and below 0.5", 0.5, -0.1))
 
 
@@ -356,6 +357,12 @@ MEASURES = {"reference": YARDSTICK.measure(TABLE)}
 RATER = annotators.Rater()
 CROWD = annotators.Population([RATER, RATER])
 
+GROUPS = {
+    "advantage": (losses.rloo_advantages, instance("a function such as rloo_advantages")),
+    "logps": (LOGPS, log_distribution),
+    "rewards": (REWARDS, finite),
+    "group_size": (2, count),
+}
 FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
     "losses.masked_mean": (losses.masked_mean, MASKED),
     "losses.weighted_mean": (
@@ -548,6 +555,36 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
     "exact.population_rewards": (
         exact.population_rewards,
         {"episodes": (EPISODES, instance("Episodes, see enumerate_episodes"))},
+    ),
+    "exact.expected_advantages": (exact.expected_advantages, GROUPS),
+    "exact.gradient_moments": (exact.gradient_moments, GROUPS),
+    "exact.fixed_point": (
+        exact.fixed_point,
+        {
+            "loss": (
+                lambda logps: -exact.objective(logps, LOGPS, REWARDS, 0.5).mean(),
+                instance("a function of log-probabilities [X, Y]"),
+            ),
+            "ref_logps": (LOGPS, log_distribution),
+            "rewards": (REWARDS, finite),
+            "beta": (0.5, positive),
+            "start_logps": (LOGPS, or_none(log_distribution)),
+        },
+    ),
+    "exact.all_pairs": (
+        exact.all_pairs,
+        {
+            "logps": (LOGPS, tensor),
+            "ref_logps": (LOGPS, tensor),
+            "rewards": (REWARDS, tensor),
+            "lengths": (torch.ones(3).double(), or_none(tensor)),
+            "sampler_logps": (LOGPS, or_none(tensor)),
+            "noise": (0.1, required(number("at least 0 and at most 0.5", -0.1, 0.6))),
+        },
+    ),
+    "exact.response_token_logps": (
+        exact.response_token_logps,
+        {"logps": (LOGPS, tensor), "responses": (torch.eye(3).long(), tensor)},
     ),
     "exact.Yardstick": (
         exact.Yardstick,
@@ -824,6 +861,7 @@ SETTINGS: dict[type, dict[str, Kind]] = {
         "batch_size": count,
         "learning_rate": positive,
         "weight_decay": not_negative,
+        "ema_decay": below_1,
         "held_out": share,
         "measure_every": count,
     },
@@ -871,6 +909,7 @@ SETTINGS: dict[type, dict[str, Kind]] = {
         "learning_rate": positive,
         "warmup_steps": integer(0),
         "weight_decay": not_negative,
+        "ema_decay": below_1,
         "held_out": share,
         "early_stopping": flag,
         "measure_every": count,
@@ -1638,7 +1677,7 @@ def test_every_public_name_has_rows(module):
     public = {
         name for name, value in vars(module).items() if not name.startswith("_") and callable(value)
     }
-    results = {"Measure", "AutomatonOptimum"}  # nobody makes one
+    results = {"AutomatonOptimum", "FixedPoint", "GradientMoments", "Measure"}  # nobody makes one
     missing = public - results - {row.name.split(".")[1] for row in ROWS}
     assert not missing, f"no bad call for {sorted(missing)}: add rows"
 

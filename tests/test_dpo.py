@@ -326,7 +326,7 @@ def test_held_out_is_the_share_of_the_pairs_that_are_never_trained_on(held_out, 
 
     def spy(state, pairs, ref_logps, settings):
         sizes.add(len(pairs))
-        logps = pair_logps(state.policy, pairs).detach()
+        logps = pair_logps(state.average.module, pairs).detach()
         loss = float(dpo_loss(*logps, *ref_logps, settings.beta))
         metrics = real(state, pairs, ref_logps, settings)
         assert float(metrics["held_out/loss"]) == pytest.approx(loss, abs=1e-6)

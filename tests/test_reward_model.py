@@ -160,7 +160,7 @@ def test_held_out_is_the_share_of_the_pairs_that_are_kept_for_measuring(held_out
 
     def spy(state, pairs):
         sizes.add(len(pairs))
-        chosen, rejected = pair_rewards(state.model, pairs).detach()
+        chosen, rejected = pair_rewards(state.average.module, pairs).detach()
         metrics = real(state, pairs)
         loss = torch.log1p(torch.exp(rejected - chosen)).mean()
         assert float(metrics["held_out/loss"]) == pytest.approx(float(loss), abs=1e-5)

@@ -18,6 +18,7 @@ from rlhf_toy.training import (
     linear_decay,
     make_generator,
     minibatch,
+    moving_average,
     pick_device,
     reward_digest,
     run_steps,
@@ -253,3 +254,15 @@ def test_metrics_are_recorded_and_measured_as_often_as_asked():
     history = run_steps(state, iterate, 7, nowhere, lambda: {"b": 0.0}, 3, record_every=2)
     assert history.series("a") == ([2, 4, 6, 7], [2.0, 4.0, 6.0, 7.0])
     assert history.series("b")[0] == [3, 6, 7]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_moving_average_starts_at_the_first_weights_and_follows_the_others(decay):
+    model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1, bias=False)
+    average, expected = moving_average(model, decay), None
+    for weight in (5.0, -3.0, 2.0, 0.5):
+        torch.nn.init.constant_(model.weight, weight)
+        average.update_parameters(model)
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert model.weight.item() == 0.5

@@ -93,6 +93,7 @@ def _all_groups(
     advantage: Advantage, logps: Tensor, rewards: Tensor, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check, and return members [M, G], probabilities [X, M], advantages [X, M, G]."""
+    checks.check_type("advantage", advantage, Callable, "a function such as rloo_advantages")
     checks.check_count("group_size", group_size)
     Y = checks.check_shapes(logps=(logps, "XY"), rewards=(rewards, "XY"))["Y"]
     checks.check_distribution("logps", logps.detach())

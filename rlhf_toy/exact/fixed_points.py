@@ -39,7 +39,7 @@ class FixedPoint:
 
     logps: Tensor  # [X, Y] log π(y|x); −inf for a response whose probability goes to 0
     gibbs_kl: float  # KL(π ‖ π*) to the optimum of J, in nats
-    gap: float  # (J* − J(π)) / (J* − J(π_ref)): 0 at the optimum, 1 at the reference
+    gap: float  # (J* − J(π)) / (J* − J(π_ref)); meaningless where all rewards are equal
     residual: float  # how fast the flow still moves there, see `fixed_point`
 
     @property
@@ -57,11 +57,11 @@ def fixed_point(
 ) -> FixedPoint:
     """Return where descent on a loss ends, and how far that is from the optimum of J.
 
-    Follows the natural gradient, d log π(y|x)/dt = −n(y|x) with n = ∂L/∂π(y|x) minus its mean under
-    π(·|x), until √(Σ π n²) < 1e-10. This flow is the same for any parametrisation of the policy,
-    such as one softmax for each token. (Each logit moves by −n/(1 + |n|), which bounds its speed
-    and changes nothing where the flow is at rest.) A response that still falls at a probability of
-    e^−100 is taken to go to 0; the others must then be at rest without it.
+    Follows minus the natural gradient n(y|x) = ∂L/∂π(y|x) − Σ_y′ π ∂L/∂π(y′|x), which does not
+    depend on how the policy is parametrised: whole responses or one softmax for each token. It
+    stops where √(Σ π n²) < 1e-10. Each logit moves by −n/(1 + |n|), so never faster than 1; that
+    changes the path, but not the points of rest. A response whose probability is below e^−100 and
+    still falls is taken to go to 0; the others must then be at rest without it.
 
     Args:
         loss: log-probabilities [X, Y] → scalar; a mean over prompts.
@@ -80,6 +80,7 @@ def fixed_point(
             log-probabilities, rewards that are not finite, or β not finite and above 0.
         RuntimeError: the flow does not come to rest, or a gradient is NaN or infinite.
     """
+    checks.check_type("loss", loss, Callable, "a function of log-probabilities [X, Y]")
     start_logps = ref_logps if start_logps is None else start_logps
     names = {"ref_logps": ref_logps, "rewards": rewards, "start_logps": start_logps}
     checks.check_shapes(**{name: (table, "XY") for name, table in names.items()})
@@ -171,30 +172,33 @@ def all_pairs(
         noise: probability that an answer is flipped, in [0, 1/2].
 
     Returns:
-        X · Y² pairs, and their weights, which sum to 1.
+        X · Y² pairs, for each prompt those of two different responses first, and their weights,
+        which sum to 1.
 
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: shapes that do not fit, or noise out of range.
     """
-    sampler_logps = (ref_logps if sampler_logps is None else sampler_logps).detach()
+    sampler_logps = ref_logps if sampler_logps is None else sampler_logps
+    names = {"logps": logps, "ref_logps": ref_logps, "rewards": rewards, "sampler": sampler_logps}
+    sizes = checks.check_shapes(**{name: (table, "XY") for name, table in names.items()})
     lengths = torch.ones_like(rewards[0]) if lengths is None else lengths
-    sizes = checks.check_shapes(
-        logps=(logps, "XY"), ref_logps=(ref_logps, "XY"), rewards=(rewards, "XY"),
-        lengths=(lengths, "Y"), sampler_logps=(sampler_logps, "XY"),
-    )  # fmt: skip
+    checks.check_shapes(sizes, lengths=(lengths, "Y"))
     checks.check_number("noise", noise, low=0, high=0.5)
     X, Y = sizes["X"], sizes["Y"]
 
+    first, second = torch.where(~torch.eye(Y, dtype=torch.bool))
+
     def both(table: Tensor) -> tuple[Tensor, Tensor]:
         """The table's entry of the first and of the second response of each pair."""
-        return (
-            table[..., None].expand(X, Y, Y).flatten(),
-            table[..., None, :].expand(X, Y, Y).flatten(),
-        )
+        # Pairs of a response with itself come last, from one copy: in most losses the gradients of
+        # the two cancel, and here they do so without rounding.
+        table = table.expand(X, Y)
+        same = table.clone()
+        return tuple(torch.cat([table[:, i], same], 1).flatten() for i in (first, second))
 
     prefers = preference_probability(*both(rewards))
-    drawn = sum(both(sampler_logps)).exp() / X
+    drawn = sum(both(sampler_logps.detach())).exp() / X
     weights = 2 * drawn * ((1 - noise) * prefers + noise * (1 - prefers))
     return PairLogps(*both(logps), *both(ref_logps), *both(lengths)), weights
 

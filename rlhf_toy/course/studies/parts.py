@@ -51,6 +51,8 @@ PPO = PPOSettings(
     use_critic=True,
     whiten_advantages=True,
     aggregate="token",
+    target_kl=None,
+    kl_horizon=10_000,
     measure_every=20,
 )
 DPO = DPOSettings(
@@ -66,6 +68,10 @@ DPO = DPOSettings(
     held_out=0.1,
     early_stopping=True,
     measure_every=25,
+    simpo_gamma=0.5,
+    desirable_weight=1.0,
+    undesirable_weight=1.0,
+    max_reward=10.0,
 )
 # Fields that a settings class got after the studies were run, as "Class.field", each with the value
 # that does what the code did before the field existed. See `described`.

@@ -52,7 +52,7 @@ def straight(name):
     quiet = {"device": "cpu", "watch": lambda *_: None}
     if name == "PPO":
         return train_ppo(WORLD, REFERENCE, WORLD.response_rewards, PPO, **quiet)
-    return train_dpo(PAIRS, REFERENCE, DPO, **quiet)
+    return train_dpo(PAIRS, REFERENCE, DPO, start=REFERENCE, **quiet)
 
 
 def line(cell):
