@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_toy.losses import cdpo_loss, dpo_loss, ipo_loss, preference_accuracy
+from rlhf_toy.losses import cdpo_loss, dpo_loss, ipo_loss, kto_loss, preference_accuracy
 
 LOSSES = {
     "ipo": ipo_loss,
@@ -159,3 +159,12 @@ def test_a_weight_of_two_counts_like_a_pair_that_is_there_twice(loss):
 def test_nan_is_no_tie():
     rewards = torch.tensor([torch.nan, 1.0])
     assert preference_accuracy(rewards, torch.zeros(2)).isnan()
+
+
+def test_kto_still_pulls_at_a_response_that_has_become_very_rare():
+    chosen, rejected = (float64(-60.0).requires_grad_() for _ in range(2))
+    zero = float64(0.0)
+    kto_loss(chosen, rejected, zero, zero, 1.0, torch.tensor(0.0).double(), 3.0, 2.0).backward()
+    slope = math.exp(-60)  # of σ there
+    assert chosen.grad.item() == pytest.approx(-3.0 * slope / 2)
+    assert rejected.grad.item() == pytest.approx(2.0 * slope / 2)
