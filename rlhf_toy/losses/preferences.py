@@ -300,9 +300,7 @@ def orpo_loss(
     check_positive(beta=beta)
     logps = policy_chosen_logps, policy_rejected_logps
     chosen, rejected = _means(*logps, chosen_lengths, rejected_lengths)
-    # At 0 the odds would be infinite.
-    below_0 = (mean.clamp(max=-torch.finfo(mean.dtype).tiny) for mean in (chosen, rejected))
-    log_odds = [mean - torch.log(-torch.expm1(mean)) for mean in below_0]
+    log_odds = [mean - torch.log(-torch.expm1(mean)) for mean in (chosen, rejected)]
     return weighted_mean(-chosen, weights) + beta * bradley_terry_loss(*log_odds, weights)
 
 

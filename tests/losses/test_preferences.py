@@ -605,8 +605,10 @@ def test_nan_is_no_tie():
     assert preference_accuracy(rewards, torch.zeros(2)).isnan()
 
 
-def test_orpo_stays_finite_where_a_response_is_certain():
-    chosen, rejected = float64(0.0, -1.0).requires_grad_(), float64(-2.0, 0.0).requires_grad_()
-    loss = orpo_loss(chosen, rejected, float64(1.0, 2.0), float64(2.0, 1.0), 0.5)
-    loss.backward()
-    assert loss.isfinite() and chosen.grad.isfinite().all() and rejected.grad.isfinite().all()
+def test_kto_still_pulls_at_a_response_that_has_become_very_rare():
+    chosen, rejected = (float64(-60.0).requires_grad_() for _ in range(2))
+    zero = float64(0.0)
+    kto_loss(chosen, rejected, zero, zero, 1.0, torch.tensor(0.0).double(), 3.0, 2.0).backward()
+    slope = math.exp(-60)  # of σ there
+    assert chosen.grad.item() == pytest.approx(-3.0 * slope / 2)
+    assert rejected.grad.item() == pytest.approx(2.0 * slope / 2)

@@ -16,10 +16,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_toy import losses
+from rlhf_toy import dpo, losses, policy_gradient
 from rlhf_toy.course.studies.parts import REFERENCE
-from rlhf_toy.dpo import LOSSES, DPOSettings
-from rlhf_toy.envs import WordMDP
+from rlhf_toy.dpo import DPOSettings
+from rlhf_toy.envs import REVIEWS, WordMDP
 from rlhf_toy.envs.prompt_bandit import QUESTIONS
 from rlhf_toy.exact import (
     all_pairs,
@@ -30,7 +30,6 @@ from rlhf_toy.exact import (
     response_token_logps,
 )
 from rlhf_toy.plots import COLOURS, MARKERS
-from rlhf_toy.policy_gradient import ADVANTAGES
 from rlhf_toy.sft import train_reference
 from rlhf_toy.training import make_generator
 
@@ -38,6 +37,12 @@ BETA = 1.0
 NOISE = 0.1  # share of flipped answers, for the methods that expect some
 GROUPS = {"bandit": 8, "tree": 4, "words": 2}  # the largest that is enumerated, in each world
 PROMPT = 1  # of the word world: "concert"
+FEW_WORDS = replace(
+    REVIEWS,
+    adjectives={"good": 0.5, "bad": -1.0, "long": 0.0},
+    prompt_taste={"concert": {"long": 0.6}},
+    corpus_weights={"good": 4},
+)
 DPO = DPOSettings(
     beta=BETA,
     simpo_gamma=0.5,
@@ -128,7 +133,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     try:
         found, other = (
             fixed_point(loss, tables.ref_logps, tables.rewards, BETA, start)
-            for start in (None, _random_policy(tables.ref_logps))
+            for start in (None, _elsewhere(tables.ref_logps))
         )
     except RuntimeError as error:
         return {"problem": str(error)}
@@ -152,7 +157,7 @@ def method_loss(method: str, tables: Tables) -> Callable[[Tensor], Tensor]:
     def loss(logps: Tensor) -> Tensor:
         sampler = logps if online else None
         pairs, weights = all_pairs(logps, tables.ref_logps, tables.rewards, lengths, sampler, noise)
-        return LOSSES[settings.loss](pairs, settings, weights)
+        return dpo.LOSSES[settings.loss](pairs, settings, weights)
 
     return loss
 
@@ -180,7 +185,9 @@ def _policy_gradient(
             net = rewards - BETA * (paid.clamp(min=0) if positive else paid)
         credit = net
         if advantage != "reinforce":
-            credit = expected_advantages(ADVANTAGES[advantage], logps, net, group_size)
+            credit = expected_advantages(
+                policy_gradient.ADVANTAGES[advantage], logps, net, group_size
+            )
         total = losses.policy_gradient_loss(
             tokens, credit.detach().flatten()[:, None], mask, aggregate, weights
         )
@@ -200,8 +207,8 @@ def world_tables(world: str) -> Tables:
     """Return a world's tables.
 
     "bandit": the four questions with eight answers. "tree": three words and an end, at most two of
-    them, with random rewards. "words": the reviews of at most two words for one prompt, with a
-    trained reference.
+    them, with random rewards. "words": the 57 reviews of at most two of seven words for one prompt,
+    with a trained reference.
     """
     if world == "bandit":
         ref_logps = torch.tensor(QUESTIONS.habits, dtype=torch.float64).log_softmax(-1)
@@ -215,7 +222,7 @@ def world_tables(world: str) -> Tables:
             2, 1, len(rows), generator=make_generator(0), dtype=torch.float64
         )
         return Tables(logits.log_softmax(-1), rewards, responses, responses >= 0)
-    text_world = WordMDP(max_length=2)
+    text_world = WordMDP(FEW_WORDS, max_length=2)
     reference, _ = train_reference(text_world, REFERENCE, 0, device="cpu")
     responses = text_world.all_responses
     return Tables(
@@ -227,15 +234,19 @@ def world_tables(world: str) -> Tables:
 
 
 def _applies(method: str, world: str) -> bool:
-    """Whether a method can be enumerated in a world, and is not the same as another one there."""
+    """Whether a method can be enumerated in a world, and differs there from every other one."""
     settings = POLICY_GRADIENTS.get(method, {})
-    by_token = "per_token" in settings and world == "bandit"  # where a response is one token
-    return settings.get("group_size", 1) <= GROUPS[world] and not by_token
+    if world == "bandit" and "per_token" in settings:  # a response is one token
+        return False
+    if world != "tree" and method.startswith("GRPO") and settings["kl"] == "k1_reward":
+        return False  # near its limit the deviation it divides by is 0, and the flow very slow
+    return settings.get("group_size", 1) <= GROUPS[world]
 
 
-def _random_policy(like: Tensor) -> Tensor:
-    logits = torch.randn(like.shape, generator=make_generator(1), dtype=torch.float64)
-    return logits.log_softmax(-1)
+def _elsewhere(ref_logps: Tensor) -> Tensor:
+    """Return another policy to start from: the reference with noise of one nat on each logit."""
+    noise = torch.randn(ref_logps.shape, generator=make_generator(1), dtype=torch.float64)
+    return (ref_logps + noise).log_softmax(-1)
 
 
 def figure(results: list[dict[str, Any]]) -> Figure:
@@ -252,11 +263,18 @@ def figure(results: list[dict[str, Any]]) -> Figure:
                 max(100 * row["gap"], 0.0) if found else 0.0, y,
                 MARKERS[k] if found else "x", markersize=6, **style,
             )  # fmt: skip
-    axes.set_yticks(range(len(methods)), methods, fontsize=9)
-    axes.invert_yaxis()
+    labels = [
+        f"RLOO, {name}"
+        if "advantage" not in POLICY_GRADIENTS.get(name, {"advantage": ""})
+        else name
+        for name in methods
+    ]
+    axes.set_yticks(range(len(methods)), labels, fontsize=9)
+    axes.set_ylim(len(methods) - 0.3, -0.7)
     axes.axhline(len(POLICY_GRADIENTS) - 0.5, color="0.6", linewidth=1.0)
     axes.set_xscale("symlog", linthresh=0.1)
-    axes.set_xlabel("gap of the fixed point to the optimum, % (0 to 0.1: linear, then log)")
+    axes.set_xticks([0, 0.1, 1, 10, 100, 1000], ["0", "0.1", "1", "10", "100", "1000"])
+    axes.set_xlabel(f"gap of the fixed point to the optimum at β = {BETA:g}, %")
     for k, world in enumerate(GROUPS):
         axes.plot([], [], MARKERS[k], color=COLOURS[k], label=world)
     axes.plot([], [], "o", color="0.3", markerfacecolor="white", label="on the boundary")
