@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from rlhf_toy.checkpoints import Checkpoint, digest
@@ -163,12 +163,20 @@ class History(Stateful):
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Return a copy of a model whose weights follow the model's: decay × old + (1 − decay) × new.
+    """Return a copy of a model whose weights follow the model's: d × old + (1 − d) × new.
 
-    Call `update_parameters(model)` after every step; the copy is its `module`. With a decay of 0
-    it is the model as it is.
+    Call `update_parameters(model)` after every step; the copy is its `module`. d is `decay`, or
+    (1 + n)/(10 + n) after n updates where that is less, so that a short run is not held back by
+    its first weights. With a decay of 0 the copy is the model as it is.
     """
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def follow(averages: list[Tensor], weights: list[Tensor], updates: Tensor) -> None:
+        n = int(updates)
+        share = 1 - min(decay, (1 + n) / (10 + n))
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight, share)
+
+    return AveragedModel(model, multi_avg_fn=follow)
 
 
 class BestSoFar(Stateful):

@@ -260,9 +260,10 @@ def test_metrics_are_recorded_and_measured_as_often_as_asked():
 def test_a_moving_average_starts_at_the_first_weights_and_follows_the_others(decay):
     model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1, bias=False)
     average, expected = moving_average(model, decay), None
-    for weight in (5.0, -3.0, 2.0, 0.5):
+    for n, weight in enumerate((5.0, -3.0, 2.0, 0.5, *[1.0] * 100, 0.5)):
         torch.nn.init.constant_(model.weight, weight)
         average.update_parameters(model)
-        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+        d = min(decay, (1 + n) / (10 + n))
+        expected = weight if expected is None else d * expected + (1 - d) * weight
         assert average.module.weight.item() == pytest.approx(expected, rel=1e-6)
     assert model.weight.item() == 0.5
