@@ -15,7 +15,7 @@ from rlhf_toy.exact import Measure, Yardstick, expected_reward, gibbs_policy, kl
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart. Markers differ as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "P", "v", "X")
+MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*", "d")
 
 # Our defaults for matplotlib.
 STYLE = {

@@ -120,13 +120,14 @@ def test_each_policy_has_a_colour_and_a_marker_of_its_own(figure):
     points = figure.axes[0].lines[2:]
     assert [p.get_color() for p in points] == list(COLOURS[:3])
     assert [p.get_marker() for p in points] == list(MARKERS[:3])
-    assert len(set(COLOURS)) == len(set(MARKERS)) == 7
+    assert (len(set(COLOURS)), len(set(MARKERS))) == (7, 9)
 
 
-def test_an_eighth_policy_starts_again_with_the_first_colour(yardstick, measures):
-    figure = frontier_figure(yardstick, {str(i): measures["optimum"] for i in range(8)})
-    assert figure.axes[0].lines[-1].get_color() == COLOURS[0]
-    assert figure.axes[0].lines[-1].get_marker() == MARKERS[0]
+def test_many_policies_still_look_different(yardstick, measures):
+    figure = frontier_figure(yardstick, {str(i): measures["optimum"] for i in range(20)})
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines[2:]}
+    assert len(looks) == 20
+    assert figure.axes[0].lines[2 + 7].get_color() == COLOURS[0]
     plt.close(figure)
 
 
