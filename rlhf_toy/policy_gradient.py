@@ -58,7 +58,7 @@ class PolicyGradientSettings:
     learning_rate: float = 1e-3  # falls linearly to 0
     cliprange: float = 0.2
     max_grad_norm: float = 1.0
-    measure_every: int = 60  # iterations between two exact measurements
+    measure_every: int = 100  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -43,7 +43,7 @@ class PPOSettings:
     aggregate: str = "token"  # what the policy loss averages over, see `aggregate_loss`
     target_kl: float | None = None  # in nats: the KL weight starts at beta and adapts to it
     kl_horizon: int = 10_000  # responses in which the KL weight can change by about a fifth
-    measure_every: int = 60  # iterations between two exact measurements
+    measure_every: int = 100  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
         share = {"low": 0, "high": 1}
