@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_inputs import betas, float64, random_inputs, seeds
 from scipy.optimize import minimize
 from torch.testing import assert_close
 
@@ -17,14 +18,6 @@ from rlhf_toy.exact import (
     log_partition,
     objective,
 )
-
-random_inputs = settings(deadline=None, derandomize=True, max_examples=40)
-seeds = st.integers(0, 2**32 - 1)
-betas = st.floats(1e-3, 1e3)
-
-
-def float64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def random_problem(seed, shape=(3, 6), scale=1.0):

@@ -5,8 +5,9 @@ import math
 import gymnasium as gym
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_inputs import float64, random_inputs, seeds
 from torch.testing import assert_close
 
 from rlhf_toy.envs import SlipperyWordMDP, WordMDP
@@ -24,13 +25,6 @@ from rlhf_toy.exact import (
 )
 from rlhf_toy.models import PolicyModel
 from rlhf_toy.sampling import sample
-
-random_inputs = settings(deadline=None, derandomize=True, max_examples=40)
-seeds = st.integers(0, 2**32 - 1)
-
-
-def float64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.fixture

@@ -5,33 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_inputs import betas, float64, masks, normal, random_inputs, seeds
 from torch.testing import assert_close
 
 from rlhf_toy.losses import gae, grpo_advantages, rloo_advantages, token_rewards, whiten
-
-random_inputs = settings(deadline=None, derandomize=True, max_examples=40)
-seeds = st.integers(0, 2**32 - 1)
-betas = st.floats(1e-3, 1e3)
-
-
-def float64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def normal(seed, *shape, n=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, *shape, dtype=torch.float64, generator=generator).unbind()
-
-
-@st.composite
-def masks(draw):
-    """[B, T], one or more real tokens in each row, then pads."""
-    length = draw(st.integers(1, 5))
-    lengths = draw(st.lists(st.integers(1, length), min_size=1, max_size=4))
-    return torch.arange(length) < torch.tensor(lengths)[:, None]
-
 
 # Tokens
 

@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_inputs import betas, float64, gradients, normal, random_inputs, seeds
 from torch.testing import assert_close
 
 from rlhf_toy.exact import kl_divergence, response_logps
@@ -28,24 +29,6 @@ from rlhf_toy.losses import (
     simpo_loss,
 )
 from rlhf_toy.models import GPTConfig, PolicyModel
-
-random_inputs = settings(deadline=None, derandomize=True, max_examples=40)
-seeds = st.integers(0, 2**32 - 1)
-betas = st.floats(1e-3, 1e3)
-
-
-def float64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def normal(seed, *shape, n=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, *shape, dtype=torch.float64, generator=generator).unbind()
-
-
-def gradients(loss, *tensors):
-    return torch.autograd.grad(loss, tensors, allow_unused=True)
-
 
 # Every loss of the DPO family as a function of four log-probabilities [5], β and weights.
 
