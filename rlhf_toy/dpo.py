@@ -238,12 +238,13 @@ def train_dpo(
             and `settings.beta`.
 
     Returns:
-        the policy (with early stopping, as it was when its loss on the held-out pairs was lowest),
-        and a history by step. Of the batch, before its update: `loss`, `rewards/chosen`,
-        `rewards/rejected`, `rewards/margins`, `rewards/accuracies` (implicit rewards, β included),
-        `logps/chosen` and `logps/rejected` (summed over the sequence). At the same steps, after the
-        update: `held_out/loss`, `held_out/accuracy`, and the exact `exact/reward`, `exact/kl`,
-        `exact/objective` and `exact/gap`.
+        the average of the weights, see `ema_decay` (with early stopping, as it was when its loss on
+        the held-out pairs was lowest), and a history by step. Of the batch, before its update:
+        `loss`, `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`
+        (implicit rewards, β included), `logps/chosen` and `logps/rejected` (summed over the
+        sequence). At the same steps, of the average after the update: `held_out/loss`,
+        `held_out/accuracy`, and the exact `exact/reward`, `exact/kl`, `exact/objective` and
+        `exact/gap`.
 
     Raises:
         TypeError, ValueError: bad settings, seed, device, too few pairs, models of another world,

@@ -77,7 +77,7 @@ class Experience(Rollout):
 
     advantages: Tensor  # [B, T]
     returns: Tensor  # [B, T] the critic's targets
-    old_values: Tensor  # [B, T] the critic's values when the responses were sampled
+    old_values: Tensor  # [B, T] the critic's values at sampling time; 0 without a critic
 
 
 def make_experience(

@@ -131,9 +131,10 @@ def train_reward_model(
         checkpoint: a file to save to and to resume from.
 
     Returns:
-        the model as it was when its loss on the held-out pairs was lowest, and a history by step:
-        `loss`, `accuracy`, `margin` and `mean_reward` of the batch; `held_out/loss` and
-        `held_out/accuracy` at every `measure_every`-th step and the last.
+        the average of the weights, see `ema_decay`, as it was when its loss on the held-out pairs
+        was lowest, and a history by step: `loss`, `accuracy`, `margin` and `mean_reward` of the
+        batch; `held_out/loss` and `held_out/accuracy`, of the average, at every `measure_every`-th
+        step and the last.
 
     Raises:
         TypeError, ValueError: bad settings, seed, device, too few pairs, or a checkpoint of another

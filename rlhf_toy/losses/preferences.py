@@ -179,6 +179,16 @@ def dpo_loss(
     return bradley_terry_loss(*_margins(*logps, beta), weights)
 
 
+def _smoothed(
+    rewards: tuple[Tensor, Tensor], kept: float, flipped: float, weights: Tensor | None
+) -> Tensor:
+    """The Bradley–Terry loss of the answers as given and turned round, times a factor for each."""
+    loss = kept * bradley_terry_loss(*rewards, weights)
+    if flipped == 0:  # 0 · ∞ at an infinite margin would be NaN
+        return loss
+    return loss + flipped * bradley_terry_loss(*rewards[::-1], weights)
+
+
 def ipo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -217,12 +227,7 @@ def cdpo_loss(
     """
     check_number("label_smoothing", label_smoothing, low=0, below=0.5)
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
-    chosen, rejected = _margins(*logps, beta)
-    as_labelled = bradley_terry_loss(chosen, rejected, weights)
-    if label_smoothing == 0:  # 0 · ∞ at an infinite margin would be NaN
-        return as_labelled
-    flipped = bradley_terry_loss(rejected, chosen, weights)
-    return (1 - label_smoothing) * as_labelled + label_smoothing * flipped
+    return _smoothed(_margins(*logps, beta), 1 - label_smoothing, label_smoothing, weights)
 
 
 def rdpo_loss(
@@ -245,13 +250,9 @@ def rdpo_loss(
     """
     check_number("label_smoothing", label_smoothing, low=0, below=0.5)
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
-    chosen, rejected = _margins(*logps, beta)
-    as_labelled = bradley_terry_loss(chosen, rejected, weights)
-    if label_smoothing == 0:
-        return as_labelled
-    flipped = bradley_terry_loss(rejected, chosen, weights)
-    kept = 1 - label_smoothing
-    return (kept * as_labelled - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+    shares = (1 - label_smoothing, -label_smoothing)
+    kept, flipped = (share / (1 - 2 * label_smoothing) for share in shares)
+    return _smoothed(_margins(*logps, beta), kept, flipped, weights)
 
 
 def simpo_loss(
