@@ -26,16 +26,19 @@ from rlhf_toy.course.widgets.gibbs_explorer import GibbsExplorer
 from rlhf_toy.course.widgets.raters import RatersAndScales
 from rlhf_toy.course.widgets.who_said_what import WhoSaidWhat
 from rlhf_toy.course.widgets.word_by_word import WordByWord
-from rlhf_toy.dpo import DPOSettings, train_dpo
+from rlhf_toy.dpo import DPOSettings, train_dpo, train_online_dpo
 from rlhf_toy.envs import STAYS, LongReview, WordMDP
 from rlhf_toy.exact import (
     AutomatonYardstick,
     Yardstick,
     automaton_optimum,
+    gibbs_policy,
     response_logps,
+    response_scores,
     table_reference,
 )
 from rlhf_toy.models import GPTConfig, PolicyModel
+from rlhf_toy.policy_gradient import train_policy_gradient
 from rlhf_toy.ppo import PPOSettings, train_ppo
 from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import RewardModelSettings, pair_rewards, train_reward_model
@@ -138,57 +141,51 @@ def reward_model() -> None:
         )
 
 
-SMALL = DPOSettings()
-LARGE = DPOSettings(
-    steps=2_000, batch_size=4_096, learning_rate=1e-3, warmup_steps=200, measure_every=100
-)
-ROUNDS = 5  # of a fifth of the pairs each
-LARGE_ROUND = DPOSettings(
-    steps=600, batch_size=4_096, learning_rate=1e-3, warmup_steps=100, measure_every=100
-)
+def rloo() -> None:
+    """Gap and seconds of RLOO beside PPO, default settings, as many responses for each."""
+    for seed in SEEDS:
+        reference, _ = train_reference(WORLD, seed=seed)
+        for train in (train_ppo, train_policy_gradient):
+            start = time.perf_counter()
+            _, history = train(WORLD, reference, WORLD.response_rewards, seed=seed)
+            seconds = time.perf_counter() - start
+            gap = history.last("exact/gap")
+            print(f"{train.__name__}, seed {seed}: gap {gap:.2%}, {seconds:.1f} s", flush=True)
+
+
+MANY = DPOSettings(steps=1_200, batch_size=2_048, weight_decay=0.1)
 
 
 def dpo() -> None:
-    """DPO's gap as the preferences grow, with and without early stopping."""
-    for n, settings, seeds in (
-        (2_000, SMALL, SEEDS),
-        (20_000, SMALL, SEEDS),
-        (200_000, LARGE, range(1)),
-        (500_000, LARGE, range(1)),
-    ):
+    """DPO's gap, beside the exact optimum of a reward model on the same pairs."""
+    for n, settings, seeds in ((20_000, DPOSettings(), SEEDS), (200_000, MANY, range(1))):
         for seed in seeds:
-            _dpo(n, 1, settings, seed)
+            reference, _ = train_reference(WORLD, seed=seed)
+            generator = make_generator(seed)
+            pairs = collect_preferences(reference, WORLD, BradleyTerryAnnotator(), n, generator)
+            yardstick = Yardstick(WORLD, reference, settings.beta)
+            start = time.perf_counter()
+            policy, _ = train_dpo(pairs, reference, settings, seed=seed, yardstick=yardstick)
+            seconds = time.perf_counter() - start
+            model, _ = train_reward_model(pairs, seed=seed)
+            scores = response_scores(model, WORLD).cpu()
+            optimum = gibbs_policy(yardstick.ref_logps, scores, settings.beta)
+            print(
+                f"{n:,} pairs, seed {seed}: gap {yardstick.measure(policy).gap:.2%} in "
+                f"{seconds:.0f} s, reward model {yardstick.measure(optimum).gap:.2%}",
+                flush=True,
+            )
 
 
-def dpo_rounds() -> None:
-    """The same in rounds: each fifth of the pairs shows the policy so far, which then goes on."""
-    for n, settings in (
-        (2_000, SMALL),
-        (20_000, SMALL),
-        (200_000, LARGE_ROUND),
-        (500_000, LARGE_ROUND),
-    ):
-        for seed in SEEDS:
-            _dpo(n, ROUNDS, settings, seed)
-
-
-def _dpo(n: int, rounds: int, settings: DPOSettings, seed: int) -> None:
-    """Collects n pairs in as many rounds; in each the policy goes on with all pairs so far."""
-    reference, _ = train_reference(WORLD, seed=seed)
-    generator = make_generator(seed)
-    policy, pairs = reference, None
-    start = time.perf_counter()
-    for _ in range(rounds):
-        new = collect_preferences(policy, WORLD, BradleyTerryAnnotator(), n // rounds, generator)
-        pairs = pairs.join(new) if pairs else new
-        policy, history = train_dpo(pairs, reference, settings, seed=seed, start=policy)
-    seconds = time.perf_counter() - start
-    stopped = Yardstick(WORLD, reference, settings.beta).measure(policy).gap
-    print(
-        f"{n:,} pairs in {rounds} rounds, seed {seed}: gap {stopped:.2%} with early stopping, "
-        f"{history.last('exact/gap'):.2%} without, {seconds:.0f} s",
-        flush=True,
-    )
+def online_dpo() -> None:
+    """Gap and seconds of online DPO, default settings: 100,000 pairs in five rounds."""
+    for seed in SEEDS:
+        reference, _ = train_reference(WORLD, seed=seed)
+        start = time.perf_counter()
+        policy, _ = train_online_dpo(WORLD, reference, BradleyTerryAnnotator(), seed=seed)
+        seconds = time.perf_counter() - start
+        gap = Yardstick(WORLD, reference, 0.5).measure(policy).gap
+        print(f"seed {seed}: gap {gap:.2%}, {seconds:.0f} s", flush=True)
 
 
 def long_world() -> None:
@@ -294,8 +291,9 @@ if __name__ == "__main__":
             steps,
             ppo,
             reward_model,
+            rloo,
             dpo,
-            dpo_rounds,
+            online_dpo,
             long_world,
             coverage,
             redraws,
