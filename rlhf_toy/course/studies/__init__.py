@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NAMES = ("ppo_parts", "overoptimisation", "dpo_or_ppo", "dpo_gap", "fixed_points")
+NAMES = ("ppo_parts", "overoptimisation", "dpo_or_ppo", "dpo_gap", "fixed_points", "estimators")
 DATA = Path("figures") / "data"  # in the repository
 
 

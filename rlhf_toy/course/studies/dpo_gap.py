@@ -18,9 +18,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
+from rlhf_toy.course.studies import parts
 from rlhf_toy.course.studies.parts import BETA
 from rlhf_toy.dpo import (
-    DPOSettings,
     DPOState,
     OnlineDPOSettings,
     dpo_iteration,
@@ -35,34 +35,21 @@ from rlhf_toy.losses import bradley_terry_loss
 from rlhf_toy.models import GPTConfig, PolicyModel, ResidualPolicy, TablePolicy
 from rlhf_toy.plots import COLOURS
 from rlhf_toy.preferences import PreferenceDataset, collect_preferences
-from rlhf_toy.reward_model import RewardModelSettings, train_reward_model
-from rlhf_toy.sft import SFTSettings, train_reference
+from rlhf_toy.reward_model import train_reward_model
+from rlhf_toy.sft import train_reference
 from rlhf_toy.training import linear_decay, make_generator, minibatch
 
 SEEDS = 10
 PAIRS = 20_000
-REFERENCE = SFTSettings(
-    corpus_size=12_000, steps=400, batch_size=256, learning_rate=3e-3, log_every=50
-)
-REWARD_MODEL = RewardModelSettings(
-    steps=600,
-    batch_size=512,
-    learning_rate=3e-3,
-    weight_decay=1.0,
-    ema_decay=0.99,
-    held_out=0.1,
-    measure_every=50,
-)
-RESIDUAL = DPOSettings(
-    beta=BETA,
+REFERENCE = replace(parts.REFERENCE, steps=400)
+REWARD_MODEL = replace(parts.REWARD_MODEL, steps=600, ema_decay=0.99, measure_every=50)
+RESIDUAL = replace(
+    parts.DPO,
     steps=400,
-    batch_size=512,
     learning_rate=3e-3,
     warmup_steps=0,
     weight_decay=1.0,
     ema_decay=0.99,
-    held_out=0.1,
-    early_stopping=True,
     measure_every=50,
 )
 TUNING = replace(RESIDUAL, weight_decay=0.01, ema_decay=0.0, warmup_steps=100)

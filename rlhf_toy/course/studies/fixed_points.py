@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlhf_toy import dpo, losses, policy_gradient
+from rlhf_toy.course.studies import parts
 from rlhf_toy.course.studies.parts import REFERENCE
 from rlhf_toy.dpo import DPOSettings
 from rlhf_toy.envs import REVIEWS, WordMDP
@@ -43,13 +44,7 @@ FEW_WORDS = replace(
     prompt_taste={"concert": {"long": 0.6}},
     corpus_weights={"good": 4},
 )
-DPO = DPOSettings(
-    beta=BETA,
-    simpo_gamma=0.5,
-    desirable_weight=1.0,
-    undesirable_weight=1.0,
-    max_reward=10.0,
-)
+DPO = replace(parts.DPO, beta=BETA)
 # How the KL enters: estimator and place; whether a negative one counts as 0; whether it is taken of
 # each token and summed; and what the loss averages over.
 POLICY_GRADIENTS: dict[str, dict[str, Any]] = {
