@@ -17,6 +17,25 @@ from rlhf_toy.exact import Measure, Yardstick, expected_reward, gibbs_policy, kl
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*", "d")
 
+# Every method and quantity has one colour in the whole course.
+COLOUR = {
+    "reference": "#7F7F7F",
+    "optimum": "#000000",
+    "true reward": "#009E73",
+    "learned reward": "#CC79A7",
+    "chosen": "#0B7A75",
+    "rejected": "#A23B3B",
+    "comparisons": "#332288",
+    "ratings": "#DDAA33",
+    "policy gradient": "#6A3D9A",
+    "ppo": "#0072B2",
+    "rloo": "#56B4E9",
+    "grpo": "#B8860B",
+    "dpo": "#D55E00",
+    "online dpo": "#8B2E00",
+    "best-of-n": "#556B2F",
+}
+
 # Our defaults for matplotlib.
 STYLE = {
     "axes.prop_cycle": cycler(color=COLOURS),
@@ -73,7 +92,8 @@ def frontier_figure(yardstick: Yardstick, measures: Mapping[str, Measure]) -> Fi
         axes.plot(kls[seen], line[seen], "--", color="0.55", linewidth=1.2, label=label)
         for i, (name, measure) in enumerate(measures.items()):
             label = f"{name}: gap {round(measure.gap, 3) + 0.0:.1%}"
-            marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
+            marker = MARKERS[i % len(MARKERS)]
+            colour = COLOUR.get(name, COLOURS[i % len(COLOURS)])
             axes.plot(measure.kl, measure.reward, marker, markersize=9, color=colour, label=label)
         axes.set_xlabel("KL(π ‖ π_ref), nats per response")
         axes.set_ylabel("true reward, logits")

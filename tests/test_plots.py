@@ -10,7 +10,7 @@ import torch
 
 from rlhf_toy.exact import Measure, Yardstick, expected_reward, gibbs_policy, kl_divergence
 from rlhf_toy.models import GPTConfig, PolicyModel
-from rlhf_toy.plots import COLOURS, MARKERS, STYLE, frontier, frontier_figure, use_style
+from rlhf_toy.plots import COLOUR, COLOURS, MARKERS, STYLE, frontier, frontier_figure, use_style
 from rlhf_toy.training import make_generator
 
 BETA = 0.5
@@ -118,7 +118,8 @@ def test_a_gap_just_below_0_is_no_minus_0(yardstick):
 
 def test_each_policy_has_a_colour_and_a_marker_of_its_own(figure):
     points = figure.axes[0].lines[2:]
-    assert [p.get_color() for p in points] == list(COLOURS[:3])
+    known = [COLOUR["reference"], COLOUR["optimum"]]
+    assert [p.get_color() for p in points] == [*known, COLOURS[2]]
     assert [p.get_marker() for p in points] == list(MARKERS[:3])
     assert (len(set(COLOURS)), len(set(MARKERS))) == (7, 9)
 
@@ -167,3 +168,7 @@ def test_bad_arguments_are_refused(yardstick, measures):
     with pytest.raises(ValueError, match="the KL of 'ppo' must be a finite number, got nan"):
         frontier_figure(yardstick, measures | {"ppo": Measure(0.0, math.nan, 0.0, 0.0)})
     assert plt.get_fignums() == figures
+
+
+def test_every_colour_means_one_thing():
+    assert len(set(COLOUR.values())) == len(COLOUR)

@@ -44,7 +44,7 @@ from rlhf_toy.preferences import collect_preferences
 from rlhf_toy.reward_model import RewardModelSettings, pair_rewards, train_reward_model
 from rlhf_toy.sampling import sample
 from rlhf_toy.sft import SFTSettings, SFTState, sft_iteration, train_reference
-from rlhf_toy.training import make_generator
+from rlhf_toy.training import History, make_generator
 
 WORLD = WordMDP()
 SEEDS = range(5)
@@ -200,6 +200,49 @@ def long_world() -> None:
     print(f"measure: {_seconds(partial(yardstick.measure, policy)):.2f} s")
 
 
+IN_LONG_WORLD = PPOSettings(
+    beta=0.1, iterations=300, batch_size=512, num_mini_batches=8, measure_every=10_000
+)
+
+
+def long_ppo() -> None:
+    """Gap of PPO on the true reward in the long world after minutes of training, by seed."""
+    world = LongReview()
+    reference = table_reference(world)
+    yardstick = AutomatonYardstick(world, IN_LONG_WORLD.beta)
+    for seed in SEEDS:
+        begun = time.perf_counter()
+        start, _ = train_reference(world, SFTSettings(steps=400), seed=seed)
+        found = yardstick.measure(start)
+        print(
+            f"seed {seed}: SFT {time.perf_counter() - begun:.0f} s, KL to the table {found.kl:.3f}"
+        )
+        spent, resumed = 0.0, time.perf_counter()
+
+        def watch(step: int, policy: PolicyModel, history: History) -> None:
+            nonlocal spent, resumed
+            spent += time.perf_counter() - resumed
+            if step and step % 50 == 0:
+                found = yardstick.measure(policy)
+                gap = f"{found.gap:.2%} ± {1.96 * found.standard_error:.2%}"
+                length = response_lengths(policy, world)
+                print(f"  step {step}, {spent:.0f} s: gap {gap}, {length:.1f} words", flush=True)
+            resumed = time.perf_counter()
+
+        arguments = (world, reference, world.response_rewards, IN_LONG_WORLD, seed)
+        train_ppo(*arguments, start=start, yardstick=yardstick, watch=watch)
+
+
+def response_lengths(policy: PolicyModel, world: LongReview) -> float:
+    """Mean number of tokens, the end included, of 1,024 sampled responses."""
+    prompts = world.sample_prompts(1_024, make_generator(0, policy.device))
+    return float(
+        sample(policy, world, prompts, make_generator(1, policy.device))
+        .mask.sum(1)
+        .mean(dtype=torch.float)
+    )
+
+
 def coverage() -> None:
     """How often a sampled measure's 95 % interval has the enumerated gap in it, of 1,000 seeds."""
     few_words = {"determiners": ("the",), "verbs": ("is",), "intensifiers": {"very": 1.5}}
@@ -295,6 +338,7 @@ if __name__ == "__main__":
             dpo,
             online_dpo,
             long_world,
+            long_ppo,
             coverage,
             redraws,
         )

@@ -200,22 +200,22 @@ USES: dict[str, list[Callable]] = {
         partial(write_words, code="WordByWord("),
         partial(show_twice, code="WordByWord(", change=write_a_word),
     ],
-    "04": [partial(write_words, code="WordByWord(")],
-    "05": [
+    "05": [partial(write_words, code="WordByWord(")],
+    "06": [
         partial(move_sliders, code="GibbsExplorer()"),
         partial(show_twice, code="GibbsExplorer()", change=move_first_slider),
     ],
-    "06": [
+    "08": [
         partial(move_sliders, code="ClipExplorer()"),
         partial(show_twice, code="ClipExplorer()", change=move_first_slider),
         partial(train_live, code="LiveTraining.ppo"),
     ],
-    "08": [
+    "10": [
         partial(move_sliders, code="DPOGradient()"),
         partial(show_twice, code="DPOGradient()", change=move_first_slider),
         partial(train_live, code="LiveTraining.dpo"),
     ],
-    "10": [
+    "13": [
         partial(type_a_review, code="WhoSaidWhat("),
         partial(show_twice, code="WhoSaidWhat(", change=type_a_word),
     ],

@@ -13,8 +13,23 @@ from rlhf_toy.course.exercises import _EXERCISES
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-COURSE = [stem for stem in NOTEBOOKS if stem != "00_start_here"]
+# Still to be rewritten: they keep the first edition's form.
+FIRST_EDITION = {
+    "00_start_here",
+    "01_preferences_not_ratings",
+    "02_bradley_terry",
+    "03_two_views",
+    "05_reward_model",
+    "06_gibbs_optimum",
+    "08_ppo",
+    "09_reward_hacking",
+    "10_dpo",
+    "12_dpo_or_ppo",
+    "13_no_free_lunch",
+}
+REWRITTEN = [stem for stem in NOTEBOOKS if stem not in FIRST_EDITION]
 LONGEST_CELL = 27  # lines
+MOST_CELLS, MOST_WORDS, MOST_VERDICTS = 45, 2_200, 2
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<>\\})\]-])/(?:[A-Za-z][\w.-]*/)+")
 CHECK = re.compile(r'exercises\.check\("(\w+)", \w+\)')
 
@@ -40,11 +55,56 @@ def prose(stem):
     return "\n\n".join(cell.source for cell in cells(stem, "markdown"))
 
 
-def test_title_question_and_table_come_first(stem):
+def parsed(source):
+    """The syntax tree of a cell without its magics."""
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+    return ast.parse("\n".join(lines))
+
+
+def test_title_question_and_aims_come_first(stem):
     text = prose(stem)
     assert re.match(rf"# {stem[:2]} · .+\n\n\*\*.+\?\*\*", text)
-    assert "you can**" in text and "| teaches | minutes | builds on |" in text
-    assert re.search(r"\| L\d+", text)
+    table = "| teaches | minutes |" if stem in FIRST_EDITION else "| minutes | builds on |"
+    assert "you can**" in text and table in text
+
+
+@pytest.mark.parametrize("stem", REWRITTEN)
+def test_ledger_items_are_in_the_metadata_and_not_in_the_text(stem):
+    items = [item for cell in read(stem).cells for item in cell.metadata.get("ledger", [])]
+    assert items and all(re.fullmatch(r"L([1-9]|[12]\d|30)", item) for item in items)
+    assert not re.search(r"\bL\d+\b|\blecture\b", prose(stem))
+
+
+@pytest.mark.parametrize("stem", REWRITTEN)
+def test_it_is_short_and_prints_numbers(stem):
+    assert len(read(stem).cells) <= MOST_CELLS
+    assert len(prose(stem).split()) <= MOST_WORDS
+    verdicts = [
+        verdict
+        for cell in cells(stem, "code")
+        for output in cell.outputs
+        if output.output_type == "stream"
+        for verdict in re.findall(r"\b(?:True|False)\b", output.text)
+    ]
+    assert len(verdicts) <= MOST_VERDICTS
+
+
+@pytest.mark.parametrize("stem", REWRITTEN)
+def test_somebody_asks_and_assertions_are_apart(stem):
+    assert "> **People ask:**" in prose(stem)
+    checks = tagged(stem, "check")
+    assert checks
+    for cell in cells(stem, "code"):
+        asserts = any(isinstance(node, ast.Assert) for node in ast.walk(parsed(cell.source)))
+        assert asserts == (cell in checks), cell.source
+    assert not any(cell.outputs for cell in checks)
+
+
+@pytest.mark.parametrize("stem", REWRITTEN)
+def test_every_figure_has_a_text_for_those_who_cannot_see_it(stem):
+    for cell in cells(stem, "code"):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert len(cell.metadata.get("alt", "")) >= 30, cell.source
 
 
 def test_every_notebook_has_the_same_setup_cell(stem):
@@ -53,17 +113,16 @@ def test_every_notebook_has_the_same_setup_cell(stem):
     assert setup.source == first.source
 
 
-def test_there_are_predictions_a_theory_check_and_an_end(stem):
+def test_there_are_predictions_and_an_end(stem):
     text = prose(stem)
     assert text.count("*Predict: ") >= 3
-    assert "## The theory, checked" in text
+    assert ("## The theory, checked" in text) == (stem in FIRST_EDITION)
     assert "## Recap" in text and "## Check yourself" in text and "## References" in text
     assert text.count("<details><summary>answer</summary>") == text.count("</details>") == 3
 
 
 def test_the_last_lines_lead_to_the_next_notebook(stem):
-    following = [other for other in NOTEBOOKS if int(other[:2]) == int(stem[:2]) + 1]
-    for other in following:
+    for other in [other for other in NOTEBOOKS if other > stem][:1]:
         assert re.search(rf"Next: \[{other[:2]} · .+\]\({other}\.ipynb\)\s*$", prose(stem))
 
 
@@ -125,29 +184,23 @@ def test_an_absolute_path_is_recognised():
         assert not ABSOLUTE_PATH.search(text)
 
 
-@pytest.mark.parametrize("stem", COURSE)
-def test_there_are_two_to_four_exercises_and_each_answer_is_used(stem):
+def test_there_are_a_few_exercises_and_each_answer_is_used(stem):
     code = cells(stem, "code")
     checked = [CHECK.findall(cell.source) for cell in code]
     names = [name for found in checked for name in found]
-    assert 2 <= len([name for name in names if not name.startswith("repair_")]) <= 4
+    fewest = 2
+    if stem == "00_start_here":
+        fewest = 0 if stem in FIRST_EDITION else 1
+    assert fewest <= len([name for name in names if not name.startswith("repair_")]) <= 4
     assert names == [name for name in exercises.names() if _EXERCISES[name].notebook == stem[:2]]
     for i, found in enumerate(checked):
         for name in found:
             assert "exercise" in code[i].metadata.get("tags", [])
-            later = ast.parse(
-                "\n".join(
-                    line
-                    for cell in code[i + 1 :]
-                    for line in cell.source.splitlines()
-                    if not line.lstrip().startswith(("%", "!"))
-                )
-            )
+            later = parsed("\n".join(cell.source for cell in code[i + 1 :]))
             used = {node.id for node in ast.walk(later) if isinstance(node, ast.Name)}
             assert name in used, f"{name} is never used after its exercise"
 
 
-@pytest.mark.parametrize("stem", COURSE)
 def test_an_untouched_exercise_is_not_attempted(stem):
     for cell in tagged(stem, "exercise"):
         (name,) = CHECK.findall(cell.source)

@@ -18,13 +18,13 @@ from rlhf_toy.course.exercises import (
     nb01_preferences_not_ratings,
     nb02_bradley_terry,
     nb03_two_views,
-    nb04_reward_model,
-    nb05_gibbs_optimum,
-    nb06_ppo,
-    nb07_reward_hacking,
-    nb08_dpo,
-    nb09_dpo_or_ppo,
-    nb10_no_free_lunch,
+    nb05_reward_model,
+    nb06_gibbs_optimum,
+    nb08_ppo,
+    nb09_reward_hacking,
+    nb10_dpo,
+    nb12_dpo_or_ppo,
+    nb13_no_free_lunch,
 )
 from rlhf_toy.course.exercises.grading import NOT_ATTEMPTED, RIGHT, WRONG, Exercise, Verdict
 from rlhf_toy.course.exercises.grading import grade as _grade
@@ -35,13 +35,13 @@ _NOTEBOOKS = (
     nb01_preferences_not_ratings,
     nb02_bradley_terry,
     nb03_two_views,
-    nb04_reward_model,
-    nb05_gibbs_optimum,
-    nb06_ppo,
-    nb07_reward_hacking,
-    nb08_dpo,
-    nb09_dpo_or_ppo,
-    nb10_no_free_lunch,
+    nb05_reward_model,
+    nb06_gibbs_optimum,
+    nb08_ppo,
+    nb09_reward_hacking,
+    nb10_dpo,
+    nb12_dpo_or_ppo,
+    nb13_no_free_lunch,
 )
 _EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise for notebook in _NOTEBOOKS for exercise in notebook.EXERCISES

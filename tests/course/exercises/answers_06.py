@@ -1,358 +1,214 @@
-"""Answers to the exercises of notebook 06, as students write them."""
+"""Answers to the exercises of notebook 05, as students write them."""
+
+import math
 
 import torch
 
 
-def token_rewards_by_scatter(reward, logps, ref_logps, mask, beta):
-    rewards = -beta * (logps - ref_logps) * mask
-    last = mask.long().sum(1) - 1
-    rewards[torch.arange(len(rewards)), last] += reward
-    return rewards
+def kl_by_masking(logp, logq):
+    p = logp.exp()
+    terms = p * (logp - logq)
+    return torch.where(p == 0, torch.zeros_like(terms), terms).sum(-1)
 
 
-def token_rewards_by_loops(reward, logps, ref_logps, mask, beta):
-    B, T = logps.shape
-    out = torch.zeros(B, T, dtype=logps.dtype)
-    for b in range(B):
-        for t in range(T):
-            if mask[b, t]:
-                out[b, t] = -beta * (logps[b, t] - ref_logps[b, t])
-                if t == T - 1 or not mask[b, t + 1]:
-                    out[b, t] += reward[b]
-    return out
+def kl_by_two_entropies(logp, logq):
+    def expectation(values):
+        return torch.where(logp == -torch.inf, torch.zeros_like(values), logp.exp() * values).sum(
+            dim=-1
+        )
+
+    return expectation(logp) - expectation(logq)
 
 
-def token_rewards_by_a_last_mask(reward, logps, ref_logps, mask, beta):
-    following = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-    is_last = mask & ~following
-    kl = torch.where(mask, logps - ref_logps, torch.zeros_like(logps))
-    return torch.where(is_last, reward[:, None] - beta * kl, -beta * kl)
+def kl_by_loops(logp, logq):
+    shape = logp.shape[:-1]
+    rows_p, rows_q = logp.reshape(-1, logp.shape[-1]), logq.reshape(-1, logq.shape[-1])
+    sums = []
+    for row_p, row_q in zip(rows_p.tolist(), rows_q.tolist(), strict=True):
+        total = 0.0
+        for a, b in zip(row_p, row_q, strict=True):
+            if a == -math.inf:
+                continue
+            total += math.exp(a) * (a - b)
+        sums.append(total)
+    return torch.tensor(sums).reshape(shape)
 
 
-def gae_backwards(rewards, values, mask, gamma, lam):
-    rewards, values = rewards * mask, values * mask
-    T = rewards.shape[1]
-    next_value = torch.zeros_like(values[:, 0])
-    last = torch.zeros_like(values[:, 0])
-    advantages = []
-    for t in range(T - 1, -1, -1):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        last = delta + gamma * lam * last
-        advantages.insert(0, last)
-        next_value = values[:, t]
-    advantages = torch.stack(advantages, 1)
-    return advantages, advantages + values
+def log_partition_by_logsumexp(ref_logps, rewards, beta):
+    return (ref_logps + rewards / beta).logsumexp(dim=-1)
 
 
-def gae_by_definition(rewards, values, mask, gamma, lam):
-    rewards, values = rewards * mask, values * mask
-    T = rewards.shape[1]
-    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
-    delta = rewards + gamma * following - values
-    steps = torch.arange(T)
-    ahead = steps[None, :] - steps[:, None]
-    weights = torch.where(ahead >= 0, (gamma * lam) ** ahead.clamp(min=0).double(), 0.0)
-    advantages = delta.double() @ weights.T
-    return advantages * mask, (advantages + values) * mask
+def log_partition_by_hand(ref_logps, rewards, beta):
+    exponent = ref_logps + rewards / beta
+    largest = exponent.max(dim=-1, keepdim=True).values
+    return (exponent - largest).exp().sum(-1).log() + largest.squeeze(-1)
 
 
-def gae_in_plain_numbers(rewards, values, mask, gamma, lam):
-    advantages, returns = [], []
-    for r, v, m in zip(rewards.tolist(), values.tolist(), mask.tolist(), strict=True):
-        length = sum(m)
-        row = [0.0] * len(r)
-        for t in range(length - 1, -1, -1):
-            nxt = v[t + 1] if t + 1 < length else 0.0
-            after = row[t + 1] if t + 1 < length else 0.0
-            row[t] = r[t] + gamma * nxt - v[t] + gamma * lam * after
-        advantages.append(row)
-        returns.append([a + b if k else 0.0 for a, b, k in zip(row, v, m, strict=True)])
-    return torch.tensor(advantages), torch.tensor(returns)
+def log_partition_by_logaddexp(ref_logps, rewards, beta):
+    exponent = ref_logps.double() + rewards.double() / beta
+    total = exponent[..., 0]
+    for y in range(1, exponent.shape[-1]):
+        total = torch.logaddexp(total, exponent[..., y])
+    return total
 
 
-def clip_by_minimum(logps, old_logps, advantages, mask, cliprange):
-    ratio = torch.exp(logps - old_logps)
-    clipped = torch.clamp(ratio, 1 - cliprange, 1 + cliprange)
-    objective = torch.min(ratio * advantages, clipped * advantages)
-    return -(objective * mask).sum() / mask.sum()
+def gibbs_by_log_softmax(ref_logps, rewards, beta):
+    return torch.log_softmax(ref_logps + rewards / beta, dim=-1)
 
 
-def clip_by_cases(logps, old_logps, advantages, mask, cliprange):
-    ratio = (logps - old_logps).exp()
-    too_far = torch.where(advantages > 0, ratio > 1 + cliprange, ratio < 1 - cliprange)
-    limit = torch.where(advantages > 0, 1 + cliprange, 1 - cliprange).to(ratio.dtype)
-    terms = torch.where(too_far, limit * advantages, ratio * advantages)
-    return -terms[mask].mean()
+def gibbs_by_subtraction(ref_logps, rewards, beta):
+    tilted = ref_logps + rewards / beta
+    return tilted - torch.logsumexp(tilted, -1, keepdim=True)
 
 
-def clip_as_two_losses(logps, old_logps, advantages, mask, cliprange):
-    ratio = torch.exp(logps - old_logps)
-    one = -advantages * ratio
-    other = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
-    return torch.maximum(one, other)[mask.bool()].mean()
+def gibbs_by_loops(ref_logps, rewards, beta):
+    flat_logps = ref_logps.double().reshape(-1, ref_logps.shape[-1])
+    flat_rewards = rewards.double().reshape(-1, ref_logps.shape[-1])
+    rows = []
+    for logps, r in zip(flat_logps, flat_rewards, strict=True):
+        tilted = logps + r / beta
+        rows.append(tilted - torch.logsumexp(tilted, 0))
+    return torch.stack(rows).reshape(ref_logps.shape)
 
 
-def kl_by_branches(logps, ref_logps, estimator):
-    log_ratio = logps - ref_logps
-    if estimator == "k1":
-        return log_ratio
-    if estimator == "k2":
-        return 0.5 * log_ratio**2
-    return torch.exp(-log_ratio) - 1 + log_ratio
+def objective_term_by_term(logps, ref_logps, rewards, beta):
+    p = logps.exp()
+    ratio = torch.where(p > 0, logps - ref_logps, torch.zeros_like(logps))
+    return (p * rewards).sum(-1) - beta * (p * ratio).sum(-1)
 
 
-def kl_by_a_table(logps, ref_logps, estimator):
-    r = ref_logps - logps
-    return {"k1": -r, "k2": r * r / 2, "k3": torch.expm1(r) - r}[estimator]
+def objective_inside_one_sum(logps, ref_logps, rewards, beta):
+    said = logps > -math.inf
+    inside = rewards - beta * (logps - ref_logps)
+    return torch.where(said, logps.exp() * inside, 0.0).sum(-1)
 
 
-def kl_from_the_ratio(logps, ref_logps, estimator):
-    ratio = torch.exp((ref_logps - logps).double())
-    if estimator == "k3":
-        return ratio - 1 - (ref_logps - logps)
-    if estimator == "k2":
-        return (logps - ref_logps).pow(2).div(2)
-    return logps - ref_logps
-
-
-def to_go_by_cumsum(reward, logps, ref_logps, mask, beta):
-    paid = beta * (logps - ref_logps) * mask
-    before = paid.cumsum(1) - paid
-    return (reward[:, None] - (paid.sum(1, keepdim=True) - before)) * mask
-
-
-def to_go_backwards(reward, logps, ref_logps, mask, beta):
-    out = torch.zeros_like(logps)
-    still = torch.zeros_like(logps[:, 0])
-    for t in reversed(range(logps.shape[1])):
-        still = still + torch.where(mask[:, t], beta * (logps[:, t] - ref_logps[:, t]), 0.0)
-        out[:, t] = torch.where(mask[:, t], reward - still, 0.0)
-    return out
-
-
-def to_go_by_a_triangle(reward, logps, ref_logps, mask, beta):
-    T = logps.shape[1]
-    onwards = torch.triu(torch.ones(T, T, dtype=logps.dtype))
-    paid = beta * (logps - ref_logps) * mask
-    return (reward[:, None] - paid @ onwards.T) * mask
+def objective_by_nansum(logps, ref_logps, rewards, beta):
+    earned = torch.einsum("...y,...y->...", logps.exp(), rewards)
+    paid = (logps.exp() * (logps - ref_logps)).nansum(-1)
+    return earned - beta * paid
 
 
 RIGHT = {
-    "token_rewards": [
-        token_rewards_by_scatter,
-        token_rewards_by_loops,
-        token_rewards_by_a_last_mask,
+    "kl_divergence": [kl_by_masking, kl_by_two_entropies, kl_by_loops],
+    "log_partition": [
+        log_partition_by_logsumexp,
+        log_partition_by_hand,
+        log_partition_by_logaddexp,
     ],
-    "gae": [gae_backwards, gae_by_definition, gae_in_plain_numbers],
-    "ppo_clip_loss": [clip_by_minimum, clip_by_cases, clip_as_two_losses],
-    "approx_kl": [kl_by_branches, kl_by_a_table, kl_from_the_ratio],
-    "repair_ppo": [to_go_by_cumsum, to_go_backwards, to_go_by_a_triangle],
+    "gibbs_policy": [gibbs_by_log_softmax, gibbs_by_subtraction, gibbs_by_loops],
+    "objective": [objective_term_by_term, objective_inside_one_sum, objective_by_nansum],
 }
 
 
-def at_last(reward, logps, ref_logps, mask, beta):
-    """The reward and the KL term of the right answer; the wrong answers below vary them."""
-    place = torch.zeros_like(logps)
-    place[torch.arange(len(mask)), mask.long().sum(1) - 1] = 1.0
-    return reward[:, None] * place, beta * (logps - ref_logps) * mask
+def kl_bits(logp, logq):
+    return (torch.exp(logp) * torch.log2(logp.exp() / logq.exp())).sum(-1)
 
 
-def reward_at_column_minus_one(reward, logps, ref_logps, mask, beta):
-    rewards = -beta * (logps - ref_logps) * mask
-    rewards[:, -1] += reward
-    return rewards
+def kl_with_clamped_infinities(logp, logq):
+    terms = torch.exp(logp) * (logp - logq)
+    terms[~torch.isfinite(terms)] = 0
+    return terms.sum(-1)
 
 
-def without_the_last_kl(reward, logps, ref_logps, mask, beta):
-    earned, paid = at_last(reward, logps, ref_logps, mask, beta)
-    return torch.where(earned != 0, earned, -paid)
+def log_partition_naive(ref_logps, rewards, beta):
+    Z = torch.zeros(rewards.shape[:-1], dtype=rewards.dtype)
+    for y in range(rewards.shape[-1]):
+        Z = Z + torch.exp(ref_logps[..., y]) * torch.exp(rewards[..., y] / beta)
+    return torch.log(Z)
 
 
-def without_mask(reward, logps, ref_logps, mask, beta):
-    earned, _ = at_last(reward, logps, ref_logps, mask, beta)
-    return earned - beta * (logps - ref_logps)
+def gibbs_naive(ref_logps, rewards, beta):
+    weights = torch.exp(ref_logps) * torch.exp(rewards / beta)
+    return torch.log(weights / weights.sum(-1, keepdim=True))
 
 
-def deltas(rewards, values, mask, gamma):
-    rewards, values = rewards * mask, values * mask
-    following = torch.nn.functional.pad(values[:, 1:], (0, 1))
-    return (rewards + gamma * following - values) * mask, values
+def objective_naive(logps, ref_logps, rewards, beta):
+    p = torch.exp(logps)
+    return (p * rewards).sum(-1) - beta * (p * (logps - ref_logps)).sum(-1)
 
 
-def discounted(delta, factor):
-    out = torch.zeros_like(delta)
-    total = torch.zeros_like(delta[:, 0])
-    for t in reversed(range(delta.shape[1])):
-        total = delta[:, t] + factor * total
-        out[:, t] = total
-    return out
-
-
-def gae_with(rewards, values, mask, gamma, factor):
-    delta, values = deltas(rewards, values, mask, gamma)
-    advantages = discounted(delta, factor)
-    return advantages, advantages + values
-
-
-def gae_forwards(rewards, values, mask, gamma, lam):
-    delta, values = deltas(rewards, values, mask, gamma)
-    advantages = discounted(delta.flip(1), gamma * lam).flip(1) * mask
-    return advantages, advantages + values
-
-
-def gae_with_values_of_padding(rewards, values, mask, gamma, lam):
-    rewards = rewards * mask
-    following = torch.nn.functional.pad(values[:, 1:], (0, 1))
-    advantages = discounted(rewards + gamma * following - values, gamma * lam)
-    return advantages * mask, (advantages + values) * mask
-
-
-def gae_returns_twice(rewards, values, mask, gamma, lam):
-    _, returns = gae_with(rewards, values, mask, gamma, gamma * lam)
-    return returns, returns
-
-
-def gae_with_plain_returns(rewards, values, mask, gamma, lam):
-    advantages, _ = gae_with(rewards, values, mask, gamma, gamma * lam)
-    return advantages, discounted(rewards * mask, 1.0) * mask
-
-
-def gae_swapped(rewards, values, mask, gamma, lam):
-    advantages, returns = gae_with(rewards, values, mask, gamma, gamma * lam)
-    return returns, advantages
-
-
-def surrogate(logps, old, A, eps):
-    ratio = torch.exp(logps - old)
-    return torch.min(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A)
-
-
-def mean_over(terms, mask):
-    return terms[mask].mean()
-
-
-def clip_of_differences(logps, old, A, mask, eps):
-    ratio = logps - old
-    return -mean_over(torch.min(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A), mask)
-
-
-def with_kls(k1, k2, k3):
-    def estimate(logps, ref_logps, estimator):
-        log_ratio = logps - ref_logps
-        if estimator == "k1":
-            return k1(log_ratio)
-        return k2(log_ratio) if estimator == "k2" else k3(log_ratio)
-
-    return estimate
-
-
-def good_k1(r):
-    return r
-
-
-def good_k2(r):
-    return r.square() / 2
-
-
-def good_k3(r):
-    return (-r).exp() - 1 + r
+def objective_swapped(logps, ref_logps, rewards, beta):
+    q = ref_logps.exp()
+    kl = torch.where(q > 0, q * (ref_logps - logps), 0.0).sum(-1)
+    return (logps.exp() * rewards).sum(-1) - beta * kl
 
 
 WRONG = {
-    "token_rewards": [
-        (lambda *a: sum(at_last(*a)), "sign of the KL"),
-        (lambda r, p, q, m, beta: at_last(r, p, q, m, 1)[0] - (p - q) * m, "beta forgotten"),
-        (reward_at_column_minus_one, "reward in the last column"),
-        (lambda r, p, q, m, beta: (r[:, None] - beta * (p - q)) * m, "reward on every token"),
-        (without_the_last_kl, "no KL on the last token"),
-        (without_mask, "mask forgotten"),
-        (lambda *a: -at_last(*a)[1], "reward forgotten"),
+    "kl_divergence": [
+        (lambda p, q: (p.exp() * (q - p)).sum(-1), "sign"),
+        (lambda p, q: (q.exp() * (q - p)).sum(-1), "swapped"),
+        (lambda p, q: (p - q).sum(dim=-1), "not weighted"),
+        (lambda p, q: (p.exp() * (p - q)).mean(-1), "mean for sum"),
+        (lambda p, q: torch.sum(p * (p - q), -1), "log-probabilities as weights"),
+        (lambda p, q: torch.sum(p.exp() * (p - q)), "summed over prompts"),
+        (lambda p, q: (p.exp() * (p - q)).sum(-1).mean(), "averaged over prompts"),
+        (kl_bits, "bits"),
+        (lambda p, q: torch.nn.functional.kl_div(q, p.exp(), reduction="none").sum(-1), None),
+        (lambda p, q: (p.exp() * (p - q)).sum(-1), "zero probability"),
+        (kl_with_clamped_infinities, "q misses p"),
+        (lambda p, q: (p.exp() * (p - q).abs()).sum(-1), None),
+    ],
+    "log_partition": [
+        (lambda ref, r, beta: torch.logsumexp(ref + r, -1), "beta forgotten"),
+        (lambda ref, r, beta: torch.logsumexp(ref + beta * r, -1), "times beta"),
+        (lambda ref, r, beta: torch.logsumexp(r / beta, -1), "reference forgotten"),
+        (lambda ref, r, beta: (ref + r / beta).exp().sum(-1), "Z, not log Z"),
+        (lambda ref, r, beta: beta * torch.logsumexp(ref + r / beta, -1), "beta log Z"),
         (
-            lambda r, p, q, m, beta: (
-                beta * at_last(r, p, q, m, 1)[0] - at_last(r, p, q, m, beta)[1]
+            lambda ref, r, beta: torch.logsumexp(torch.exp(ref) + r / beta, -1),
+            "probabilities in the exponent",
+        ),
+        (lambda ref, r, beta: torch.logsumexp(ref - r / beta, -1), "sign"),
+        (
+            lambda ref, r, beta: torch.logsumexp(ref + r / beta, tuple(range(r.dim()))),
+            "summed over prompts",
+        ),
+        (log_partition_naive, "overflow"),
+        (lambda ref, r, beta: torch.logsumexp(ref + r / beta, 0), None),
+    ],
+    "gibbs_policy": [
+        (lambda ref, r, beta: ref + r / beta, "not normalised"),
+        (lambda ref, r, beta: torch.softmax(ref + r / beta, -1), "probabilities"),
+        (lambda ref, r, beta: torch.log_softmax(ref + r, -1), "beta forgotten"),
+        (lambda ref, r, beta: torch.log_softmax(ref + r * beta, -1), "times beta"),
+        (lambda ref, r, beta: torch.log_softmax(r / beta, -1), "reference forgotten"),
+        (lambda ref, r, beta: torch.log_softmax(ref - r / beta, -1), "sign"),
+        (
+            lambda ref, r, beta: (
+                ref + r / beta - torch.logsumexp(ref + r / beta, tuple(range(r.dim())))
+            ),
+            "normalised over prompts",
+        ),
+        (gibbs_naive, "overflow"),
+        (lambda ref, r, beta: torch.log(torch.softmax(ref + r / beta, -1)), "underflow"),
+        (lambda ref, r, beta: torch.log_softmax(ref + r / beta, 0), None),
+    ],
+    "objective": [
+        (
+            lambda logps, ref, r, beta: (logps.exp() * (r + beta * (logps - ref))).sum(-1),
+            "sign of the KL",
+        ),
+        (lambda logps, ref, r, beta: objective_naive(logps, ref, r, 1.0), "beta forgotten"),
+        (lambda logps, ref, r, beta: (logps.exp() * r).sum(-1), "KL forgotten"),
+        (objective_swapped, "swapped KL"),
+        (
+            lambda logps, ref, r, beta: (
+                (ref.exp() * r).sum(-1) - beta * (logps.exp() * (logps - ref)).sum(-1)
+            ),
+            "reward of the reference",
+        ),
+        (
+            lambda logps, ref, r, beta: (
+                beta * (logps.exp() * r).sum(-1) - (logps.exp() * (logps - ref)).sum(-1)
             ),
             "beta on the reward",
         ),
-        (lambda *a: at_last(*a)[0] - at_last(*a)[1].abs(), None),
-    ],
-    "gae": [
-        (lambda r, v, m, g, lam: gae_with(r, v, m, g, g), "lambda forgotten"),
-        (lambda r, v, m, g, lam: gae_with(r, v, m, g, 0.0), "one step only"),
-        (lambda r, v, m, g, lam: gae_with(r, v, m, g, lam), "gamma forgotten in the trace"),
-        (lambda r, v, m, g, lam: gae_with(r, v, m, 1.0, lam), "gamma forgotten"),
-        (gae_forwards, "forwards"),
-        (gae_with_values_of_padding, "value after the end"),
-        (gae_returns_twice, "value not subtracted"),
-        (gae_with_plain_returns, "returns"),
-        (gae_swapped, "returned in the other order"),
-        (lambda r, v, m, g, lam: gae_with(r, v, m, g, g * lam)[0], None),
-        (lambda r, v, m, g, lam: gae_with(r, -v, m, g, g * lam), None),
-    ],
-    "ppo_clip_loss": [
-        (lambda p, q, A, m, eps: mean_over(surrogate(p, q, A, eps), m), "sign"),
         (
-            lambda p, q, A, m, eps: (
-                -mean_over(
-                    torch.max((p - q).exp() * A, (p - q).exp().clamp(1 - eps, 1 + eps) * A), m
-                )
-            ),
-            "larger of the two",
+            lambda logps, ref, r, beta: objective_naive(logps, ref, r, beta).mean(),
+            "averaged over prompts",
         ),
-        (
-            lambda p, q, A, m, eps: -mean_over((p - q).exp().clamp(1 - eps, 1 + eps) * A, m),
-            "clipped only",
-        ),
-        (lambda p, q, A, m, eps: -mean_over((p - q).exp() * A, m), "not clipped"),
-        (lambda p, q, A, m, eps: -surrogate(p, q, A, eps).mean(), "mask forgotten"),
-        (lambda p, q, A, m, eps: -(surrogate(p, q, A, eps) * m).mean(), "divided by all tokens"),
-        (lambda p, q, A, m, eps: -surrogate(p, q, A, eps)[m].sum(), "sum instead of mean"),
-        (clip_of_differences, "difference instead of ratio"),
-        (lambda p, q, A, m, eps: -mean_over(surrogate(q, p, A, eps), m), "ratio upside down"),
-        (lambda p, q, A, m, eps: -mean_over(surrogate(p.detach(), q, A, eps), m), None),
-    ],
-    "approx_kl": [
-        (with_kls(lambda r: -r, good_k2, good_k3), "sign of k1"),
-        (with_kls(good_k1, good_k2, lambda r: r.exp() - 1 - r), "sign in k3's exponent"),
-        (
-            with_kls(lambda r: -r, good_k2, lambda r: r.exp() - 1 - r),
-            "everything the other way round",
-        ),
-        (with_kls(good_k1, lambda r: r.square(), good_k3), "half forgotten"),
-        (with_kls(good_k1, good_k2, lambda r: (-r).exp() + r), "minus one forgotten"),
-        (with_kls(good_k1, good_k2, lambda r: (-r).exp() - 1), "log-ratio forgotten in k3"),
-        (lambda p, q, e: kl_by_branches(p, q, e).mean(), "averaged"),
-        (with_kls(lambda r: r.abs(), good_k2, good_k3), "absolute value"),
-        (with_kls(good_k1, good_k1, good_k1), None),
-    ],
-    "repair_ppo": [
-        (
-            lambda r, p, q, m, beta: (
-                (r[:, None] - (discounted(beta * (p - q) * m, 1.0) - beta * (p - q) * m)) * m
-            ),
-            "still broken",
-        ),
-        (
-            lambda r, p, q, m, beta: (
-                (r - beta * ((p - q) * m).sum(-1)).unsqueeze(1).expand_as(p) * m
-            ),
-            "whole KL at every token",
-        ),
-        (
-            lambda r, p, q, m, beta: torch.where(
-                m, r[:, None] - torch.cumsum(beta * (p - q) * m, dim=1), 0.0
-            ),
-            "sums over the past",
-        ),
-        (
-            lambda r, p, q, m, beta: (r[:, None] + discounted(beta * (p - q) * m, 1.0)) * m,
-            "sign",
-        ),
-        (lambda r, p, q, m, beta: (r[:, None] - beta * (p - q)) * m, "own term only"),
-        (lambda r, p, q, m, beta: r[:, None] - discounted(beta * (p - q), 1.0), "mask forgotten"),
-        (
-            lambda r, p, q, m, beta: (r[:, None] - discounted((p - q) * m, 1.0)) * m,
-            "beta forgotten",
-        ),
-        (lambda r, p, q, m, beta: -discounted(beta * (p - q) * m, 1.0), None),
+        (objective_naive, "zero probability"),
+        (lambda logps, ref, r, beta: (logps * (r - beta * (logps - ref))).sum(-1), None),
     ],
 }

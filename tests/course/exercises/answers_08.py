@@ -1,298 +1,358 @@
-"""Answers to the exercises of notebook 08, as students write them."""
-
-import math
+"""Answers to the exercises of notebook 06, as students write them."""
 
 import torch
 
 
-def reward_by_difference(policy_logps, ref_logps, beta):
-    return beta * (policy_logps - ref_logps)
+def token_rewards_by_scatter(reward, logps, ref_logps, mask, beta):
+    rewards = -beta * (logps - ref_logps) * mask
+    last = mask.long().sum(1) - 1
+    rewards[torch.arange(len(rewards)), last] += reward
+    return rewards
 
 
-def reward_term_by_term(policy_logps, ref_logps, beta):
-    mine = beta * policy_logps
-    theirs = beta * ref_logps
-    return mine - theirs
+def token_rewards_by_loops(reward, logps, ref_logps, mask, beta):
+    B, T = logps.shape
+    out = torch.zeros(B, T, dtype=logps.dtype)
+    for b in range(B):
+        for t in range(T):
+            if mask[b, t]:
+                out[b, t] = -beta * (logps[b, t] - ref_logps[b, t])
+                if t == T - 1 or not mask[b, t + 1]:
+                    out[b, t] += reward[b]
+    return out
 
 
-def reward_by_torch_sub(policy_logps, ref_logps, beta):
-    log_ratio = torch.sub(policy_logps.double(), ref_logps.double())
-    return log_ratio.mul(beta)
+def token_rewards_by_a_last_mask(reward, logps, ref_logps, mask, beta):
+    following = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    is_last = mask & ~following
+    kl = torch.where(mask, logps - ref_logps, torch.zeros_like(logps))
+    return torch.where(is_last, reward[:, None] - beta * kl, -beta * kl)
 
 
-def loss_by_logsigmoid(
-    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-):
-    policy = policy_chosen_logps - policy_rejected_logps
-    reference = ref_chosen_logps - ref_rejected_logps
-    return -torch.nn.functional.logsigmoid(beta * (policy - reference)).mean()
+def gae_backwards(rewards, values, mask, gamma, lam):
+    rewards, values = rewards * mask, values * mask
+    T = rewards.shape[1]
+    next_value = torch.zeros_like(values[:, 0])
+    last = torch.zeros_like(values[:, 0])
+    advantages = []
+    for t in range(T - 1, -1, -1):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        last = delta + gamma * lam * last
+        advantages.insert(0, last)
+        next_value = values[:, t]
+    advantages = torch.stack(advantages, 1)
+    return advantages, advantages + values
 
 
-def loss_by_softplus(
-    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-):
-    chosen = beta * (policy_chosen_logps - ref_chosen_logps)
-    rejected = beta * (policy_rejected_logps - ref_rejected_logps)
-    return torch.nn.functional.softplus(rejected - chosen).mean()
+def gae_by_definition(rewards, values, mask, gamma, lam):
+    rewards, values = rewards * mask, values * mask
+    T = rewards.shape[1]
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    delta = rewards + gamma * following - values
+    steps = torch.arange(T)
+    ahead = steps[None, :] - steps[:, None]
+    weights = torch.where(ahead >= 0, (gamma * lam) ** ahead.clamp(min=0).double(), 0.0)
+    advantages = delta.double() @ weights.T
+    return advantages * mask, (advantages + values) * mask
 
 
-def loss_by_cross_entropy(
-    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-):
-    policy = torch.stack([policy_chosen_logps, policy_rejected_logps], dim=1)
-    reference = torch.stack([ref_chosen_logps, ref_rejected_logps], dim=1)
-    first = torch.zeros(len(policy), dtype=torch.long)
-    return torch.nn.functional.cross_entropy(beta * (policy - reference), first)
+def gae_in_plain_numbers(rewards, values, mask, gamma, lam):
+    advantages, returns = [], []
+    for r, v, m in zip(rewards.tolist(), values.tolist(), mask.tolist(), strict=True):
+        length = sum(m)
+        row = [0.0] * len(r)
+        for t in range(length - 1, -1, -1):
+            nxt = v[t + 1] if t + 1 < length else 0.0
+            after = row[t + 1] if t + 1 < length else 0.0
+            row[t] = r[t] + gamma * nxt - v[t] + gamma * lam * after
+        advantages.append(row)
+        returns.append([a + b if k else 0.0 for a, b, k in zip(row, v, m, strict=True)])
+    return torch.tensor(advantages), torch.tensor(returns)
 
 
-def loss_by_loops(
-    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-):
-    total = 0.0
-    for i in range(len(policy_chosen_logps)):
-        chosen = policy_chosen_logps[i] - ref_chosen_logps[i]
-        rejected = policy_rejected_logps[i] - ref_rejected_logps[i]
-        behind = beta * rejected - beta * chosen
-        total = total + torch.logaddexp(torch.zeros_like(behind), behind)
-    return total / len(policy_chosen_logps)
+def clip_by_minimum(logps, old_logps, advantages, mask, cliprange):
+    ratio = torch.exp(logps - old_logps)
+    clipped = torch.clamp(ratio, 1 - cliprange, 1 + cliprange)
+    objective = torch.min(ratio * advantages, clipped * advantages)
+    return -(objective * mask).sum() / mask.sum()
 
 
-def weight_by_sigmoid(
-    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-):
-    chosen = beta * (policy_chosen_logps - ref_chosen_logps)
-    rejected = beta * (policy_rejected_logps - ref_rejected_logps)
-    return torch.sigmoid(rejected - chosen)
+def clip_by_cases(logps, old_logps, advantages, mask, cliprange):
+    ratio = (logps - old_logps).exp()
+    too_far = torch.where(advantages > 0, ratio > 1 + cliprange, ratio < 1 - cliprange)
+    limit = torch.where(advantages > 0, 1 + cliprange, 1 - cliprange).to(ratio.dtype)
+    terms = torch.where(too_far, limit * advantages, ratio * advantages)
+    return -terms[mask].mean()
 
 
-def weight_by_softmax(
-    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-):
-    chosen = policy_chosen_logps - ref_chosen_logps
-    rejected = policy_rejected_logps - ref_rejected_logps
-    return torch.softmax(beta * torch.stack([chosen, rejected]), dim=0)[1]
+def clip_as_two_losses(logps, old_logps, advantages, mask, cliprange):
+    ratio = torch.exp(logps - old_logps)
+    one = -advantages * ratio
+    other = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
+    return torch.maximum(one, other)[mask.bool()].mean()
 
 
-def weight_by_autograd(
-    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-):
-    chosen = beta * (policy_chosen_logps - ref_chosen_logps)
-    rejected = beta * (policy_rejected_logps - ref_rejected_logps)
-    margin = (chosen - rejected).detach().requires_grad_()
-    loss = -torch.nn.functional.logsigmoid(margin).sum()
-    return -torch.autograd.grad(loss, margin)[0]
+def kl_by_branches(logps, ref_logps, estimator):
+    log_ratio = logps - ref_logps
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return 0.5 * log_ratio**2
+    return torch.exp(-log_ratio) - 1 + log_ratio
 
 
-def weight_by_loops(
-    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-):
-    weights = []
-    columns = (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    for a, b, c, d in zip(*(column.tolist() for column in columns), strict=True):
-        margin = beta * (a - c) - beta * (b - d)
-        weights.append(1 / (1 + math.exp(margin)) if margin < 500 else 0.0)
-    return weights
+def kl_by_a_table(logps, ref_logps, estimator):
+    r = ref_logps - logps
+    return {"k1": -r, "k2": r * r / 2, "k3": torch.expm1(r) - r}[estimator]
 
 
-def repaired_by_summing(
-    chosen_token_logps,
-    rejected_token_logps,
-    ref_chosen_token_logps,
-    ref_rejected_token_logps,
-    chosen_mask,
-    rejected_mask,
-    beta,
-):
-    chosen = ((chosen_token_logps - ref_chosen_token_logps) * chosen_mask).sum(1)
-    rejected = ((rejected_token_logps - ref_rejected_token_logps) * rejected_mask).sum(1)
-    return -torch.nn.functional.logsigmoid(beta * (chosen - rejected)).mean()
+def kl_from_the_ratio(logps, ref_logps, estimator):
+    ratio = torch.exp((ref_logps - logps).double())
+    if estimator == "k3":
+        return ratio - 1 - (ref_logps - logps)
+    if estimator == "k2":
+        return (logps - ref_logps).pow(2).div(2)
+    return logps - ref_logps
 
 
-def repaired_by_masked_fill(
-    chosen_token_logps,
-    rejected_token_logps,
-    ref_chosen_token_logps,
-    ref_rejected_token_logps,
-    chosen_mask,
-    rejected_mask,
-    beta,
-):
-    def total(tokens, mask):
-        return tokens.masked_fill(~mask, 0).sum(dim=-1)
-
-    policy = total(chosen_token_logps, chosen_mask) - total(rejected_token_logps, rejected_mask)
-    reference = total(ref_chosen_token_logps, chosen_mask) - total(
-        ref_rejected_token_logps, rejected_mask
-    )
-    return torch.nn.functional.softplus(-beta * (policy - reference)).mean()
+def to_go_by_cumsum(reward, logps, ref_logps, mask, beta):
+    paid = beta * (logps - ref_logps) * mask
+    before = paid.cumsum(1) - paid
+    return (reward[:, None] - (paid.sum(1, keepdim=True) - before)) * mask
 
 
-def repaired_by_loops(
-    chosen_token_logps,
-    rejected_token_logps,
-    ref_chosen_token_logps,
-    ref_rejected_token_logps,
-    chosen_mask,
-    rejected_mask,
-    beta,
-):
-    terms = []
-    for i in range(len(chosen_mask)):
-        chosen = chosen_token_logps[i][chosen_mask[i]].sum()
-        chosen = chosen - ref_chosen_token_logps[i][chosen_mask[i]].sum()
-        rejected = rejected_token_logps[i][rejected_mask[i]].sum()
-        rejected = rejected - ref_rejected_token_logps[i][rejected_mask[i]].sum()
-        terms.append(torch.nn.functional.softplus(beta * (rejected - chosen)))
-    return sum(terms) / len(terms)
+def to_go_backwards(reward, logps, ref_logps, mask, beta):
+    out = torch.zeros_like(logps)
+    still = torch.zeros_like(logps[:, 0])
+    for t in reversed(range(logps.shape[1])):
+        still = still + torch.where(mask[:, t], beta * (logps[:, t] - ref_logps[:, t]), 0.0)
+        out[:, t] = torch.where(mask[:, t], reward - still, 0.0)
+    return out
+
+
+def to_go_by_a_triangle(reward, logps, ref_logps, mask, beta):
+    T = logps.shape[1]
+    onwards = torch.triu(torch.ones(T, T, dtype=logps.dtype))
+    paid = beta * (logps - ref_logps) * mask
+    return (reward[:, None] - paid @ onwards.T) * mask
 
 
 RIGHT = {
-    "implicit_reward": [reward_by_difference, reward_term_by_term, reward_by_torch_sub],
-    "dpo_loss": [loss_by_logsigmoid, loss_by_softplus, loss_by_cross_entropy, loss_by_loops],
-    "dpo_gradient_weight": [
-        weight_by_sigmoid,
-        weight_by_softmax,
-        weight_by_autograd,
-        weight_by_loops,
+    "token_rewards": [
+        token_rewards_by_scatter,
+        token_rewards_by_loops,
+        token_rewards_by_a_last_mask,
     ],
-    "repair_dpo": [repaired_by_summing, repaired_by_masked_fill, repaired_by_loops],
+    "gae": [gae_backwards, gae_by_definition, gae_in_plain_numbers],
+    "ppo_clip_loss": [clip_by_minimum, clip_by_cases, clip_as_two_losses],
+    "approx_kl": [kl_by_branches, kl_by_a_table, kl_from_the_ratio],
+    "repair_ppo": [to_go_by_cumsum, to_go_backwards, to_go_by_a_triangle],
 }
 
 
-def softplus(x):
-    return torch.nn.functional.softplus(x)
+def at_last(reward, logps, ref_logps, mask, beta):
+    """The reward and the KL term of the right answer; the wrong answers below vary them."""
+    place = torch.zeros_like(logps)
+    place[torch.arange(len(mask)), mask.long().sum(1) - 1] = 1.0
+    return reward[:, None] * place, beta * (logps - ref_logps) * mask
 
 
-def margin(c, r, ref_c, ref_r, beta):
-    return beta * ((c - r) - (ref_c - ref_r))
+def reward_at_column_minus_one(reward, logps, ref_logps, mask, beta):
+    rewards = -beta * (logps - ref_logps) * mask
+    rewards[:, -1] += reward
+    return rewards
 
 
-def loss_two_sigmoids(c, r, ref_c, ref_r, beta):
-    return softplus(-beta * (c - ref_c)).mean() + softplus(beta * (r - ref_r)).mean()
+def without_the_last_kl(reward, logps, ref_logps, mask, beta):
+    earned, paid = at_last(reward, logps, ref_logps, mask, beta)
+    return torch.where(earned != 0, earned, -paid)
 
 
-def loss_of_probabilities(c, r, ref_c, ref_r, beta):
-    p = torch.exp(c) - torch.exp(ref_c)
-    q = torch.exp(r) - torch.exp(ref_r)
-    return softplus(beta * (q - p)).mean()
+def without_mask(reward, logps, ref_logps, mask, beta):
+    earned, _ = at_last(reward, logps, ref_logps, mask, beta)
+    return earned - beta * (logps - ref_logps)
 
 
-def loss_rejected_detached(c, r, ref_c, ref_r, beta):
-    with torch.no_grad():
-        rejected = beta * (r - ref_r)
-    return softplus(rejected - beta * (c - ref_c)).mean()
+def deltas(rewards, values, mask, gamma):
+    rewards, values = rewards * mask, values * mask
+    following = torch.nn.functional.pad(values[:, 1:], (0, 1))
+    return (rewards + gamma * following - values) * mask, values
 
 
-def weight_naive(c, r, ref_c, ref_r, beta):
-    a, b = torch.exp(beta * (c - ref_c)), torch.exp(beta * (r - ref_r))
-    return b / (a + b)
+def discounted(delta, factor):
+    out = torch.zeros_like(delta)
+    total = torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        total = delta[:, t] + factor * total
+        out[:, t] = total
+    return out
 
 
-def repair(c, r, rc, rr, cm, rm, beta, one=None, other=None):
-    """DPO from tokens; `one` and `other` reduce the policy's and the reference's to numbers."""
-    one = one or (lambda tokens, mask: (tokens * mask).sum(1))
-    other = other or one
-    return softplus(beta * (one(r, rm) - other(rr, rm) - one(c, cm) + other(rc, cm))).mean()
+def gae_with(rewards, values, mask, gamma, factor):
+    delta, values = deltas(rewards, values, mask, gamma)
+    advantages = discounted(delta, factor)
+    return advantages, advantages + values
 
 
-def mean_of_tokens(tokens, mask):
-    return torch.where(mask, tokens, 0.0).sum(1) / mask.float().sum(1)
+def gae_forwards(rewards, values, mask, gamma, lam):
+    delta, values = deltas(rewards, values, mask, gamma)
+    advantages = discounted(delta.flip(1), gamma * lam).flip(1) * mask
+    return advantages, advantages + values
 
 
-def last_of_tokens(tokens, mask):
-    return torch.stack([row[real][-1] for row, real in zip(tokens, mask, strict=True)])
+def gae_with_values_of_padding(rewards, values, mask, gamma, lam):
+    rewards = rewards * mask
+    following = torch.nn.functional.pad(values[:, 1:], (0, 1))
+    advantages = discounted(rewards + gamma * following - values, gamma * lam)
+    return advantages * mask, (advantages + values) * mask
 
 
-def half_of_the_loss(*a):
-    return 0.5 * repair(*a)
+def gae_returns_twice(rewards, values, mask, gamma, lam):
+    _, returns = gae_with(rewards, values, mask, gamma, gamma * lam)
+    return returns, returns
+
+
+def gae_with_plain_returns(rewards, values, mask, gamma, lam):
+    advantages, _ = gae_with(rewards, values, mask, gamma, gamma * lam)
+    return advantages, discounted(rewards * mask, 1.0) * mask
+
+
+def gae_swapped(rewards, values, mask, gamma, lam):
+    advantages, returns = gae_with(rewards, values, mask, gamma, gamma * lam)
+    return returns, advantages
+
+
+def surrogate(logps, old, A, eps):
+    ratio = torch.exp(logps - old)
+    return torch.min(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A)
+
+
+def mean_over(terms, mask):
+    return terms[mask].mean()
+
+
+def clip_of_differences(logps, old, A, mask, eps):
+    ratio = logps - old
+    return -mean_over(torch.min(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A), mask)
+
+
+def with_kls(k1, k2, k3):
+    def estimate(logps, ref_logps, estimator):
+        log_ratio = logps - ref_logps
+        if estimator == "k1":
+            return k1(log_ratio)
+        return k2(log_ratio) if estimator == "k2" else k3(log_ratio)
+
+    return estimate
+
+
+def good_k1(r):
+    return r
+
+
+def good_k2(r):
+    return r.square() / 2
+
+
+def good_k3(r):
+    return (-r).exp() - 1 + r
 
 
 WRONG = {
-    "implicit_reward": [
-        (lambda p, q, beta: p - q, "beta forgotten"),
-        (lambda p, q, beta: -beta * p + beta * q, "swapped"),
-        (lambda p, q, beta: p / beta - q / beta, "divided by beta"),
-        (lambda p, q, beta: beta * p, "reference forgotten"),
-        (lambda p, q, beta: torch.div(p, q) * beta, "quotient of the logarithms"),
-        (lambda p, q, beta: beta * p.exp() / q.exp(), "ratio of probabilities"),
-        (lambda p, q, beta: beta * p.exp() - beta * q.exp(), "difference of probabilities"),
-        (lambda p, q, beta: beta * (p.mean() - q.mean()), "mean"),
-        (lambda p, q, beta: beta * torch.log(torch.exp(p) / torch.exp(q)), "underflow"),
-        (lambda p, q, beta: beta * (p - q).detach(), None),
-        (lambda p, q, beta: beta * (p - q).abs(), None),
+    "token_rewards": [
+        (lambda *a: sum(at_last(*a)), "sign of the KL"),
+        (lambda r, p, q, m, beta: at_last(r, p, q, m, 1)[0] - (p - q) * m, "beta forgotten"),
+        (reward_at_column_minus_one, "reward in the last column"),
+        (lambda r, p, q, m, beta: (r[:, None] - beta * (p - q)) * m, "reward on every token"),
+        (without_the_last_kl, "no KL on the last token"),
+        (without_mask, "mask forgotten"),
+        (lambda *a: -at_last(*a)[1], "reward forgotten"),
+        (
+            lambda r, p, q, m, beta: (
+                beta * at_last(r, p, q, m, 1)[0] - at_last(r, p, q, m, beta)[1]
+            ),
+            "beta on the reward",
+        ),
+        (lambda *a: at_last(*a)[0] - at_last(*a)[1].abs(), None),
     ],
-    "dpo_loss": [
-        (lambda *a: -softplus(-margin(*a)).mean(), "sign"),
-        (lambda *a: softplus(margin(*a)).mean(), "swapped pair"),
-        (lambda c, r, rc, rr, beta: softplus(-margin(c, r, rc, rr, 1)).mean(), "beta forgotten"),
-        (lambda c, r, rc, rr, b: b * softplus(-margin(c, r, rc, rr, 1)).mean(), "beta outside"),
-        (
-            lambda c, r, rc, rr, beta: softplus(-margin(c, r, rc, rr, 1) / beta).mean(),
-            "divided by beta",
-        ),
-        (lambda c, r, rc, rr, beta: softplus(beta * r - beta * c).mean(), "reference forgotten"),
-        (
-            lambda c, r, rc, rr, beta: softplus(-beta * (c - rr - r + rc)).mean(),
-            "reference swapped",
-        ),
-        (lambda *a: softplus(-margin(*a)).sum(), "sum instead of mean"),
-        (lambda *a: softplus(-margin(*a)), "one loss per pair"),
-        (lambda *a: -(1 / (1 + torch.exp(-margin(*a)))).mean(), "log forgotten"),
-        (lambda *a: torch.mean(-margin(*a)), "sigmoid forgotten"),
-        (loss_of_probabilities, "difference of probabilities"),
-        (loss_two_sigmoids, "two separate sigmoids"),
-        (loss_rejected_detached, "rejected detached"),
-        (lambda *a: -torch.log(torch.sigmoid(margin(*a))).mean(), "overflow"),
-        (lambda c, r, rc, rr, beta: softplus(-margin(c.detach(), r, rc, rr, beta)).mean(), None),
-        (lambda *a: float(softplus(-margin(*a)).mean()), None),
-        (lambda *a: (margin(*a) / a[4] - 1 / (2 * a[4])).square().mean(), None),
+    "gae": [
+        (lambda r, v, m, g, lam: gae_with(r, v, m, g, g), "lambda forgotten"),
+        (lambda r, v, m, g, lam: gae_with(r, v, m, g, 0.0), "one step only"),
+        (lambda r, v, m, g, lam: gae_with(r, v, m, g, lam), "gamma forgotten in the trace"),
+        (lambda r, v, m, g, lam: gae_with(r, v, m, 1.0, lam), "gamma forgotten"),
+        (gae_forwards, "forwards"),
+        (gae_with_values_of_padding, "value after the end"),
+        (gae_returns_twice, "value not subtracted"),
+        (gae_with_plain_returns, "returns"),
+        (gae_swapped, "returned in the other order"),
+        (lambda r, v, m, g, lam: gae_with(r, v, m, g, g * lam)[0], None),
+        (lambda r, v, m, g, lam: gae_with(r, -v, m, g, g * lam), None),
     ],
-    "dpo_gradient_weight": [
-        (lambda *a: 1 / (1 + torch.exp(-margin(*a))), "wrong way round"),
+    "ppo_clip_loss": [
+        (lambda p, q, A, m, eps: mean_over(surrogate(p, q, A, eps), m), "sign"),
         (
-            lambda c, r, rc, rr, beta: torch.sigmoid(-margin(c, r, rc, rr, 1)),
-            "beta forgotten inside",
+            lambda p, q, A, m, eps: (
+                -mean_over(
+                    torch.max((p - q).exp() * A, (p - q).exp().clamp(1 - eps, 1 + eps) * A), m
+                )
+            ),
+            "larger of the two",
         ),
-        (lambda *a: a[-1] * (1 - torch.sigmoid(margin(*a))), "times beta"),
-        (lambda c, r, rc, rr, beta: 1 - torch.sigmoid(beta * (c - r)), "reference forgotten"),
-        (lambda *a: torch.sigmoid(margin(*a)) - 1, "negative"),
         (
-            lambda *a: torch.sigmoid(margin(*a)) * (1 - torch.sigmoid(margin(*a))),
-            "slope of the sigmoid",
+            lambda p, q, A, m, eps: -mean_over((p - q).exp().clamp(1 - eps, 1 + eps) * A, m),
+            "clipped only",
         ),
-        (lambda *a: softplus(-margin(*a)), "the loss"),
-        (lambda *a: -1 * margin(*a), "sigmoid forgotten"),
-        (lambda *a: torch.mean(torch.sigmoid(-margin(*a))), "mean"),
-        (lambda *a: torch.softmax(-margin(*a), dim=-1), "softmax over the batch"),
-        (weight_naive, "overflow"),
-        (lambda *a: torch.sigmoid(-margin(*a)) ** 2, None),
-        (lambda *a: torch.tanh(-margin(*a)), None),
+        (lambda p, q, A, m, eps: -mean_over((p - q).exp() * A, m), "not clipped"),
+        (lambda p, q, A, m, eps: -surrogate(p, q, A, eps).mean(), "mask forgotten"),
+        (lambda p, q, A, m, eps: -(surrogate(p, q, A, eps) * m).mean(), "divided by all tokens"),
+        (lambda p, q, A, m, eps: -surrogate(p, q, A, eps)[m].sum(), "sum instead of mean"),
+        (clip_of_differences, "difference instead of ratio"),
+        (lambda p, q, A, m, eps: -mean_over(surrogate(q, p, A, eps), m), "ratio upside down"),
+        (lambda p, q, A, m, eps: -mean_over(surrogate(p.detach(), q, A, eps), m), None),
     ],
-    "repair_dpo": [
-        (lambda *a: repair(*a, one=mean_of_tokens), "still broken"),
+    "approx_kl": [
+        (with_kls(lambda r: -r, good_k2, good_k3), "sign of k1"),
+        (with_kls(good_k1, good_k2, lambda r: r.exp() - 1 - r), "sign in k3's exponent"),
         (
-            lambda *a: repair(*a, one=lambda t, m: (t * m).sum(1) / t.shape[1]),
-            "mean over padding",
+            with_kls(lambda r: -r, good_k2, lambda r: r.exp() - 1 - r),
+            "everything the other way round",
         ),
-        (lambda *a: repair(*a, other=mean_of_tokens), "only the policy repaired"),
-        (lambda *a: repair(*a, one=lambda t, m: torch.sum(t, 1)), "mask forgotten"),
+        (with_kls(good_k1, lambda r: r.square(), good_k3), "half forgotten"),
+        (with_kls(good_k1, good_k2, lambda r: (-r).exp() + r), "minus one forgotten"),
+        (with_kls(good_k1, good_k2, lambda r: (-r).exp() - 1), "log-ratio forgotten in k3"),
+        (lambda p, q, e: kl_by_branches(p, q, e).mean(), "averaged"),
+        (with_kls(lambda r: r.abs(), good_k2, good_k3), "absolute value"),
+        (with_kls(good_k1, good_k1, good_k1), None),
+    ],
+    "repair_ppo": [
         (
-            lambda c, r, rc, rr, cm, rm, beta: repair(c, r, rc, rr, cm, cm, beta),
-            "one mask for both",
-        ),
-        (lambda *a: repair(*a, one=last_of_tokens), "last token only"),
-        (lambda *a: repair(*a, one=lambda t, m: t[m].sum()), "summed over the batch"),
-        (lambda *a: repair(*a[:-1], 1.0), "beta forgotten"),
-        (
-            lambda *a: repair(*a, other=lambda t, m: torch.zeros(len(t))),
-            "reference forgotten",
+            lambda r, p, q, m, beta: (
+                (r[:, None] - (discounted(beta * (p - q) * m, 1.0) - beta * (p - q) * m)) * m
+            ),
+            "still broken",
         ),
         (
-            lambda c, r, rc, rr, cm, rm, beta: repair(r, c, rr, rc, rm, cm, beta),
-            "swapped pair",
+            lambda r, p, q, m, beta: (
+                (r - beta * ((p - q) * m).sum(-1)).unsqueeze(1).expand_as(p) * m
+            ),
+            "whole KL at every token",
         ),
-        (lambda *a: len(a[0]) * repair(*a), "sum instead of mean"),
-        (half_of_the_loss, None),
-        (lambda *a: repair(*[t.detach() for t in a[:-1]], a[-1]), None),
+        (
+            lambda r, p, q, m, beta: torch.where(
+                m, r[:, None] - torch.cumsum(beta * (p - q) * m, dim=1), 0.0
+            ),
+            "sums over the past",
+        ),
+        (
+            lambda r, p, q, m, beta: (r[:, None] + discounted(beta * (p - q) * m, 1.0)) * m,
+            "sign",
+        ),
+        (lambda r, p, q, m, beta: (r[:, None] - beta * (p - q)) * m, "own term only"),
+        (lambda r, p, q, m, beta: r[:, None] - discounted(beta * (p - q), 1.0), "mask forgotten"),
+        (
+            lambda r, p, q, m, beta: (r[:, None] - discounted((p - q) * m, 1.0)) * m,
+            "beta forgotten",
+        ),
+        (lambda r, p, q, m, beta: -discounted(beta * (p - q) * m, 1.0), None),
     ],
 }

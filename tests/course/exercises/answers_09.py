@@ -1,194 +1,168 @@
-"""Answers to the exercises of notebook 09, as students write them."""
+"""Answers to the exercises of notebook 07, as students write them."""
 
 import math
 
 import torch
 
 
-def interval_by_one_quantile_call(values, resamples, confidence):
-    tail = (1 - confidence) / 2
-    means = values[resamples].mean(dim=-1)
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype))
-    return low, high
+def kl_by_formula(n):
+    return math.log(n) - (n - 1) / n
 
 
-def interval_by_sorting(values, resamples, confidence):
-    means = sorted(values[row].mean().item() for row in resamples)
-    ends = []
-    for share in ((1 - confidence) / 2, (1 + confidence) / 2):
-        place = share * (len(means) - 1)
-        below, above = math.floor(place), math.ceil(place)
-        ends.append(means[below] + (place - below) * (means[above] - means[below]))
-    return tuple(ends)
+def kl_in_torch(n):
+    return torch.tensor(float(n)).log() - 1 + 1 / n
 
 
-def interval_by_loops(values, resamples, confidence):
-    means = []
-    for row in resamples.tolist():
-        total = 0.0
-        for i in row:
-            total += float(values[i])
-        means.append(total / len(row))
-    means = torch.tensor(means, dtype=torch.float64)
-    return [means.quantile(0.5 - confidence / 2), means.quantile(0.5 + confidence / 2)]
+def kl_by_the_integral(n):
+    # The best rank u has density n u^(n − 1). Its KL to the uniform: log n + (n − 1) E[log u].
+    return math.log(n) + (n - 1) * (-1 / n)
 
 
-def wins_over_all_pairs(first_logps, second_logps, rewards):
-    difference = rewards.unsqueeze(-1) - rewards.unsqueeze(-2)
-    score = (difference.sign() + 1) / 2
-    return torch.einsum("...i,...j,...ij->...", first_logps.exp(), second_logps.exp(), score)
+def pick_by_gather(responses, scores):
+    place = scores.argmax(dim=-1)[:, None, None].expand(-1, 1, responses.shape[-1])
+    return responses.gather(1, place).squeeze(1)
 
 
-def wins_by_one_half_and_the_lead(first_logps, second_logps, rewards):
-    p, q = first_logps.exp(), second_logps.exp()
-    better = (rewards[..., :, None] > rewards[..., None, :]).to(p.dtype)
-    wins = (p[..., None, :] @ better @ q[..., :, None])[..., 0, 0]
-    losses = (q[..., None, :] @ better @ p[..., :, None])[..., 0, 0]
-    return 0.5 + (wins - losses) / 2
+def pick_by_rows(responses, scores):
+    return responses[range(len(scores)), scores.max(1).indices]
 
 
-def wins_by_loops(first_logps, second_logps, rewards):
-    size = rewards.shape[-1]
-    rows = zip(
-        first_logps.reshape(-1, size).tolist(),
-        second_logps.reshape(-1, size).tolist(),
-        rewards.reshape(-1, size).tolist(),
-        strict=True,
-    )
-    results = []
-    for first, second, r in rows:
-        total = 0.0
-        for i in range(size):
-            for j in range(size):
-                chance = math.exp(first[i]) * math.exp(second[j])
-                total += chance * (1.0 if r[i] > r[j] else 0.5 if r[i] == r[j] else 0.0)
-        results.append(total)
-    return torch.tensor(results).reshape(rewards.shape[:-1])
+def pick_by_loops(responses, scores):
+    chosen = []
+    for group, row in zip(responses, scores.tolist(), strict=True):
+        best = 0
+        for i in range(1, len(row)):
+            if row[i] > row[best]:
+                best = i
+        chosen.append(group[best])
+    return torch.stack(chosen)
 
 
 RIGHT = {
-    "bootstrap_interval": [
-        interval_by_one_quantile_call,
-        interval_by_sorting,
-        interval_by_loops,
-    ],
-    "win_rate": [wins_over_all_pairs, wins_by_one_half_and_the_lead, wins_by_loops],
+    "best_of_n_kl": [kl_by_formula, kl_in_torch, kl_by_the_integral],
+    "pick_best_of_n": [pick_by_gather, pick_by_rows, pick_by_loops],
 }
 
 
-def both_ends(numbers, confidence):
-    tail = (1 - confidence) / 2
-    return numbers.quantile(tail), numbers.quantile(1 - tail)
+def kl_log_only(n):
+    return torch.tensor(float(n), dtype=torch.float64).log()
 
 
-def z_value(confidence):
-    return math.sqrt(2) * torch.erfinv(torch.tensor(confidence, dtype=torch.float64))
+def kl_added(n):
+    return math.log(n) + 1 - 1 / n
 
 
-def textbook_interval(values, resamples, confidence):
-    error = values.std(correction=1) / math.sqrt(values.numel())
-    return values.mean() - z_value(confidence) * error, values.mean() + z_value(confidence) * error
+def kl_negative(n):
+    return 1 - 1 / n - math.log(n)
 
 
-def bootstrap_standard_error(values, resamples, confidence):
-    means = torch.stack([values[row].mean() for row in resamples])
-    half = z_value(confidence) * means.std()
-    return means.mean() - half, means.mean() + half
+def kl_forgot_to_divide(n):
+    return math.log(n) - n + 1
 
 
-def plus_minus_deviation(values, resamples, confidence):
-    means = values[resamples].sum(1) / resamples.shape[1]
-    return means.mean() - means.std(), means.mean() + means.std()
+def kl_one_over_n(n):
+    return math.log(n) - n**-1
 
 
-def basic_bootstrap(values, resamples, confidence):
-    errors = values[resamples].mean(1) - values.mean()
-    low, high = both_ends(errors, confidence)
-    return values.mean() - high, values.mean() - low
+def kl_n_plus_one(n):
+    return math.log(n) - n / (1 + n)
 
 
-def score_of(rewards):
-    return ((rewards.unsqueeze(-1) - rewards.unsqueeze(-2)).sign() + 1) / 2
+def kl_off_by_one(n):
+    return math.log(n - 1) - 1 + 1 / n
 
 
-def expected(logps, rewards):
-    return torch.einsum("...y,...y->...", logps.exp(), rewards)
+def kl_bits(n):
+    return math.log(n, 2) - (n - 1) / n
 
 
-def decided_pairs_only(first, second, rewards):
-    joint = first.exp()[..., :, None] * second.exp()[..., None, :]
-    difference = rewards[..., :, None] - rewards[..., None, :]
-    return (joint * (difference > 0)).sum((-1, -2)) / (joint * (difference != 0)).sum((-1, -2))
+def kl_base_ten(n):
+    return math.log(n, 10) - (n - 1) / n
 
 
-def never_the_same(first, second, rewards):
-    joint = first.exp()[..., :, None] * second.exp()[..., None, :]
-    agree = (first + second).exp().sum(-1)
-    return (joint * score_of(rewards)).sum((-1, -2)) - agree / 2
+def kl_floor(n):
+    return math.log(n) - int((n - 1) / n)
+
+
+def kl_half(n):
+    return (math.log(n) - (n - 1) / n) / 2
+
+
+def pick_worst(responses, scores):
+    return pick_by_gather(responses, -scores)
+
+
+def pick_first(responses, scores):
+    return responses[:, :1].squeeze(1)
+
+
+def pick_last(responses, scores):
+    return responses[:, scores.shape[1] - 1]
+
+
+def pick_absolute(responses, scores):
+    return pick_by_gather(responses, scores**2)
+
+
+def pick_global(responses, scores):
+    row, column = divmod(int(scores.argmax()), scores.shape[1])
+    return responses[row, column]
+
+
+def pick_places(responses, scores):
+    return scores.max(1).indices
+
+
+def pick_scores(responses, scores):
+    return scores.max(dim=1).values
+
+
+def pick_all_rows(responses, scores):
+    return responses[:, scores.max(1).indices]
+
+
+def pick_with_dimension(responses, scores):
+    return responses.gather(1, scores.argmax(1)[:, None, None].expand(-1, 1, responses.shape[-1]))
+
+
+def pick_last_tie(responses, scores):
+    best = []
+    for group, row in zip(responses, scores.tolist(), strict=True):
+        winner = max(range(len(row)), key=lambda i: (row[i], i))
+        best.append(group[winner])
+    return torch.stack(best)
+
+
+def pick_second_best(responses, scores):
+    place = scores.argsort(1, descending=True)[:, min(1, scores.shape[1] - 1)]
+    return responses[torch.arange(len(responses)), place]
 
 
 WRONG = {
-    "bootstrap_interval": [
-        (lambda v, rows, c: both_ends(v, c), "quantiles of the values"),
-        (lambda v, rows, c: both_ends(v[rows].reshape(-1), c), "pooled"),
-        (lambda v, rows, c: both_ends(v[rows].mean(dim=0), c), "wrong dimension"),
-        (
-            lambda v, rows, c: (v[rows].mean(1).quantile(1 - c), v[rows].mean(1).quantile(c)),
-            "one-sided",
-        ),
-        (plus_minus_deviation, "one standard deviation"),
-        (bootstrap_standard_error, "normal approximation"),
-        (textbook_interval, "resamples ignored"),
-        (lambda v, rows, c: both_ends(v[rows].median(dim=1)[0], c), "medians"),
-        (lambda v, rows, c: both_ends(v[rows].sum(dim=1), c), "sums"),
-        (lambda v, rows, c: tuple(v[rows].mean(1).aminmax()), "smallest and largest"),
-        (lambda v, rows, c: both_ends(v[rows].mean(1), c)[::-1], "swapped"),
-        (basic_bootstrap, "reflected"),
-        (lambda v, rows, c: both_ends(v[rows].mean(1), c / 2), None),
-        (lambda v, rows, c: v[rows].mean(1).quantile(c), None),
+    "best_of_n_kl": [
+        (kl_log_only, "log n alone"),
+        (kl_added, "added"),
+        (kl_negative, "sign"),
+        (kl_forgot_to_divide, "not divided"),
+        (kl_one_over_n, "1/n instead of (n − 1)/n"),
+        (kl_n_plus_one, "n/(n + 1)"),
+        (kl_off_by_one, "one off"),
+        (kl_bits, "bits"),
+        (kl_base_ten, "base 10"),
+        (kl_floor, "log n alone"),
+        (kl_half, None),
     ],
-    "win_rate": [
-        (
-            lambda p, q, r: (
-                p.exp()[..., :, None] * q.exp()[..., None, :] * (r[..., :, None] > r[..., None, :])
-            ).sum((-1, -2)),
-            "ties count as losses",
-        ),
-        (
-            lambda p, q, r: (
-                p.exp()[..., :, None] * q.exp()[..., None, :] * (r[..., :, None] >= r[..., None, :])
-            ).sum((-1, -2)),
-            "ties count as wins",
-        ),
-        (decided_pairs_only, "ties left out"),
-        (never_the_same, "same response left out"),
-        (lambda p, q, r: 1 - wins_over_all_pairs(p, q, r), "swapped"),
-        (
-            lambda p, q, r: torch.einsum(
-                "...i,...j,...ij->...",
-                p.exp(),
-                q.exp(),
-                1 / (1 + torch.exp(r[..., None, :] - r[..., :, None])),
-            ),
-            "Bradley–Terry",
-        ),
-        (lambda p, q, r: expected(p, r) - expected(q, r), "difference of expected rewards"),
-        (
-            lambda p, q, r: torch.sigmoid(expected(p, r) - expected(q, r)),
-            "sigmoid of expected rewards",
-        ),
-        (
-            lambda p, q, r: torch.where(r > expected(q, r).unsqueeze(-1), p.exp(), 0.0).sum(-1),
-            "against the average response",
-        ),
-        (lambda p, q, r: score_of(r).mean(-1).mean(-1), "not weighted"),
-        (
-            lambda p, q, r: torch.einsum("...i,...j,...ij->...", p, q, score_of(r)),
-            "log-probabilities as weights",
-        ),
-        (lambda p, q, r: torch.sum(wins_over_all_pairs(p, q, r)), "summed over prompts"),
-        (lambda p, q, r: torch.mean(wins_over_all_pairs(p, q, r)), "averaged over prompts"),
-        (lambda p, q, r: (expected(p, r) > expected(q, r)).double(), None),
-        (lambda p, q, r: (p.exp() * q.exp() * r).sum(-1), None),
+    "pick_best_of_n": [
+        (pick_worst, "worst"),
+        (pick_first, "always the first"),
+        (pick_last, "always the last"),
+        (pick_absolute, "by absolute value"),
+        (pick_global, "one winner for all"),
+        (pick_places, "places"),
+        (pick_scores, "scores"),
+        (pick_all_rows, "same places for every row"),
+        (pick_with_dimension, "dimension left"),
+        (pick_last_tie, "last of a tie"),
+        (pick_second_best, None),
     ],
 }

@@ -1,4 +1,4 @@
-"""The exercises of notebook 09: a bootstrap interval over seeds, and the win rate."""
+"""The exercises of notebook 12: a bootstrap interval over seeds, and the win rate."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _reflected(values: Tensor, resamples: Tensor, confidence: float):
 
 _BOOTSTRAP = Exercise(
     name="bootstrap_interval",
-    notebook="09",
+    notebook="12",
     hints=(
         "values[resamples] has shape [R, N]: R data sets that you could have measured instead.",
         "Take one mean for each data set. The interval says where these means lie.",
@@ -265,7 +265,7 @@ def _against_the_mean(first: Tensor, second: Tensor, rewards: Tensor) -> Tensor:
 
 _WIN_RATE = Exercise(
     name="win_rate",
-    notebook="09",
+    notebook="12",
     hints=(
         "Draw one response from each policy. So the sum runs over all pairs (y, y′).",
         "The draws are independent, so the pair (y, y′) has probability π₁(y) π₂(y′).",

@@ -1,4 +1,4 @@
-"""The exercises of notebook 10: soft value iteration, and what a token's log-ratio means."""
+"""The exercises of notebook 13: soft value iteration, and what a token's log-ratio means."""
 
 from __future__ import annotations
 
@@ -124,13 +124,13 @@ def _q(successors: Tensor, probabilities: Tensor, rewards: Tensor, next_values: 
 
 _SOFT_BACKUP = Exercise(
     name="soft_backup",
-    notebook="10",
+    notebook="13",
     hints=(
         "First compute Q(s, a), of shape [S, A]. next_values[successors] gives the value of every "
         "outcome.",
         "Average over the outcomes, weighted by their probabilities, before you exponentiate "
         "anything.",
-        "The rest is β log Z of a bandit whose rewards are Q. You wrote log Z in notebook 05.",
+        "The rest is β log Z of a bandit whose rewards are Q. You wrote log Z in notebook 06.",
     ),
     solution=soft_backup,
     cases=_backup_cases,
@@ -264,7 +264,7 @@ def _advantage_cases() -> list[Case]:
 
 _TOKEN_ADVANTAGE = Exercise(
     name="token_advantage",
-    notebook="10",
+    notebook="13",
     hints=(
         "Return one number for each token, so do not sum: [B, T] in, [B, T] out.",
         "The logarithm of a ratio of probabilities is a difference of log-probabilities.",

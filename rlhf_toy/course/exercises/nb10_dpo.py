@@ -1,4 +1,4 @@
-"""The exercises of notebook 08: the implicit reward, DPO's loss and its gradient."""
+"""The exercises of notebook 10: the implicit reward, DPO's loss and its gradient."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _token_cases() -> list[Case]:
 
 _IMPLICIT_REWARD = Exercise(
     name="implicit_reward",
-    notebook="08",
+    notebook="10",
     hints=(
         "log(π/π_ref) is a difference of two log-probabilities, and you are given both.",
         "You do not need β log Z(x). In practice it cannot be computed, and it is the same for "
@@ -241,7 +241,7 @@ def _margin(
 
 _DPO_LOSS = Exercise(
     name="dpo_loss",
-    notebook="08",
+    notebook="10",
     hints=(
         "It is the Bradley–Terry loss of notebook 02, with implicit rewards in place of rewards.",
         "Use your implicit_reward, and torch.nn.functional.logsigmoid, which does not overflow.",
@@ -347,7 +347,7 @@ _DPO_LOSS = Exercise(
 
 _WEIGHT = Exercise(
     name="dpo_gradient_weight",
-    notebook="08",
+    notebook="10",
     hints=(
         "Differentiate −log σ(m) with respect to m. What is left of the sigmoid?",
         "The more clearly the policy already agrees with the annotator, the closer the weight is "
@@ -457,7 +457,7 @@ def _from_tokens(
 
 _REPAIR = Exercise(
     name="repair_dpo",
-    notebook="08",
+    notebook="10",
     hints=(
         "At the optimum the slope is 1/β for every length. In the broken run it is far above "
         "that: the log-ratios had to grow further before the loss stopped falling. What in the "

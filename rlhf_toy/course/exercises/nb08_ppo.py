@@ -1,4 +1,4 @@
-"""The exercises of notebook 06: token rewards, advantages, the clipped loss, KL estimators."""
+"""The exercises of notebook 08: token rewards, advantages, the clipped loss, KL estimators."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _without_last(mask: Tensor) -> Tensor:
 
 _TOKEN_REWARDS = Exercise(
     name="token_rewards",
-    notebook="06",
+    notebook="08",
     hints=(
         "The result has two parts: −β times the log-ratio on every real token, and the reward on "
         "just one of them.",
@@ -253,7 +253,7 @@ def _returns_only(parts: tuple[Tensor, Tensor], returns: Tensor) -> tuple[Tensor
 
 _GAE = Exercise(
     name="gae",
-    notebook="06",
+    notebook="08",
     hints=(
         "Loop backwards over the tokens. Keep two numbers for each row: the value and the "
         "advantage of the next token. Both are 0 after the last real token.",
@@ -376,7 +376,7 @@ def _mean(terms: Tensor, mask: Tensor) -> Tensor:
 
 _PPO_CLIP = Exercise(
     name="ppo_clip_loss",
-    notebook="06",
+    notebook="08",
     hints=(
         "The ratio is exp(logps - old_logps). Compute the ratio times A, and the clipped ratio "
         "times A.",
@@ -505,7 +505,7 @@ def _k3(log_ratio: Tensor) -> Tensor:
 
 _APPROX_KL = Exercise(
     name="approx_kl",
-    notebook="06",
+    notebook="08",
     hints=(
         "All three are functions of log_ratio = logps - ref_logps. The samples are drawn from π.",
         "k3 is exp(-log_ratio) - 1 + log_ratio. Near 0, torch.expm1 is more precise than exp "
@@ -570,7 +570,7 @@ def _reward_to_go(reward, logps, ref_logps, mask, beta, own=True):
 
 _REPAIR = Exercise(
     name="repair_ppo",
-    notebook="06",
+    notebook="08",
     hints=(
         "The reward is close to the optimum's, but the KL is far above it. So some of the KL is "
         "never charged.",

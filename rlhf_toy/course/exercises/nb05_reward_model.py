@@ -1,4 +1,4 @@
-"""The exercises of notebook 04: accuracy of a reward model, and the gradient it learns from."""
+"""The exercises of notebook 05: accuracy of a reward model, and the gradient it learns from."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _pair_cases() -> list[Case]:
 
 _ACCURACY = Exercise(
     name="preference_accuracy",
-    notebook="04",
+    notebook="05",
     hints=(
         "The model is right about a pair if the chosen response has the higher reward. What "
         "should it get for a tie?",
@@ -113,7 +113,7 @@ def _both(surprise: Tensor) -> tuple[Tensor, Tensor]:
 
 _GRADIENT = Exercise(
     name="reward_gradient",
-    notebook="04",
+    notebook="05",
     hints=(
         "d/du log σ(u) = 1 − σ(u) = σ(−u). What is u here, and what is its derivative with "
         "respect to each reward?",

@@ -1,4 +1,4 @@
-"""The exercises of notebook 07: best-of-n and the KL it costs."""
+"""The exercises of notebook 09: best-of-n and the KL it costs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _rows(responses: Tensor, index: Tensor) -> Tensor:
 
 _KL = Exercise(
     name="best_of_n_kl",
-    notebook="07",
+    notebook="09",
     hints=(
         "It is a difference of two terms. For n = 1 it is 0: with one draw there is no choice, so "
         "best-of-1 is the reference itself.",
@@ -116,7 +116,7 @@ _KL = Exercise(
 
 _PICK = Exercise(
     name="pick_best_of_n",
-    notebook="07",
+    notebook="09",
     hints=(
         "First find the index of the highest score in each row. Then take the response at that "
         "index.",

@@ -1,4 +1,4 @@
-"""The exercises of notebook 05: the KL divergence, the objective, and its optimum."""
+"""The exercises of notebook 06: the KL divergence, the objective, and its optimum."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _naive_kl(logp: Tensor, logq: Tensor) -> Tensor:
 
 _KL = Exercise(
     name="kl_divergence",
-    notebook="05",
+    notebook="06",
     hints=(
         "KL(p ‖ q) is an expectation under p: the average of how far log p is above log q.",
         "logp.exp() gives the probabilities. Sum over the last dimension only.",
@@ -155,7 +155,7 @@ def _log_z(ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
 
 _LOG_PARTITION = Exercise(
     name="log_partition",
-    notebook="05",
+    notebook="06",
     hints=(
         "Z is an expectation under the reference. How do you write each of its terms as a single "
         "exponential?",
@@ -225,7 +225,7 @@ def _star(ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
 
 _GIBBS = Exercise(
     name="gibbs_policy",
-    notebook="05",
+    notebook="06",
     hints=(
         "Take the logarithm of π* = π_ref exp(r/β) / Z. Products become sums.",
         "Use log_partition. Its result has the shape [...], so add a last dimension before you "
@@ -300,7 +300,7 @@ def _objective(
 
 _OBJECTIVE = Exercise(
     name="objective",
-    notebook="05",
+    notebook="06",
     hints=(
         "There are two terms: the policy's expected reward, and a penalty of β for each nat of "
         "KL from the reference.",
