@@ -19,22 +19,12 @@ MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*", "d")
 
 # Every method and quantity has one colour in the whole course.
 COLOUR = {
-    "reference": "#7F7F7F",
-    "optimum": "#000000",
-    "true reward": "#009E73",
-    "learned reward": "#CC79A7",
-    "chosen": "#0B7A75",
-    "rejected": "#A23B3B",
-    "comparisons": "#332288",
-    "ratings": "#DDAA33",
-    "policy gradient": "#6A3D9A",
-    "ppo": "#0072B2",
-    "rloo": "#56B4E9",
-    "grpo": "#B8860B",
-    "dpo": "#D55E00",
-    "online dpo": "#8B2E00",
-    "best-of-n": "#556B2F",
-}
+    "reference": "#7F7F7F", "optimum": "#000000", "true reward": "#009E73",
+    "learned reward": "#CC79A7", "chosen": "#0B7A75", "rejected": "#A23B3B",
+    "comparisons": "#332288", "ratings": "#DDAA33", "policy gradient": "#6A3D9A",
+    "ppo": "#0072B2", "rloo": "#56B4E9", "grpo": "#B8860B", "dpo": "#D55E00",
+    "online dpo": "#8B2E00", "best-of-n": "#556B2F",
+}  # fmt: skip
 
 # Our defaults for matplotlib.
 STYLE = {
