@@ -267,8 +267,8 @@ class TablePolicy(_Policy):
             raise ValueError("logits must be finite: give every action a probability above 0")
         self.vocabulary, self.end_token = world.vocabulary, world.end_token
         self.table = nn.Parameter(logits.detach().clone())
-        self.register_buffer("successors", successors)
-        self.register_buffer("start", start)
+        self.register_buffer("successors", successors.clone())
+        self.register_buffer("start", start.clone())
 
     @property
     def device(self) -> torch.device:
