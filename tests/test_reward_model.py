@@ -8,7 +8,8 @@ import torch
 
 from rlhf_toy.annotators import BradleyTerryAnnotator
 from rlhf_toy.checkpoints import digest
-from rlhf_toy.envs import WordMDP
+from rlhf_toy.envs import LongReview, WordMDP
+from rlhf_toy.exact import automaton_optimum, table_reference
 from rlhf_toy.models import GPTConfig, PolicyModel, RewardModel
 from rlhf_toy.preferences import PreferenceDataset, collect_preferences
 from rlhf_toy.reward_model import (
@@ -20,6 +21,7 @@ from rlhf_toy.reward_model import (
     reward_model_loss,
     train_reward_model,
 )
+from rlhf_toy.sampling import sample
 from rlhf_toy.training import make_generator
 
 
@@ -200,3 +202,21 @@ def test_a_run_that_diverges_stops():
     settings = replace(SHORT, learning_rate=1e30)
     with pytest.raises(ValueError, match=r"reward model stopped at step \d: .* learning rate"):
         train_reward_model(PAIRS, settings, device="cpu")
+
+
+def test_a_model_that_saw_only_fluent_reviews_likes_praise_that_is_no_sentence(short_spec):
+    """The long world can be hacked: the salad is worse than anything that was compared."""
+    world, generator = LongReview(short_spec), make_generator(0)
+    reference = table_reference(world)
+    pairs = collect_preferences(reference, world, BradleyTerryAnnotator(), 2_000, generator)
+    settings = RewardModelSettings(steps=80, batch_size=128)
+    model, _ = train_reward_model(pairs, settings, device="cpu")
+    prompts = world.sample_prompts(500, generator)
+    best = automaton_optimum(world.automaton(), 0.3).sample(prompts, generator)
+    salad = world.encode("good good good good").expand_as(best)
+    fluent = sample(reference, world, prompts, generator).responses
+    with torch.inference_mode():
+        learned = [model(prompts, y).mean() for y in (salad, best, fluent)]
+    true = [world.response_rewards(prompts, y).mean() for y in (salad, best, fluent)]
+    assert learned[0] > learned[1] > learned[2]
+    assert true[0] < true[2] - 2 < true[1]

@@ -236,11 +236,29 @@ def long_ppo() -> None:
 def response_lengths(policy: PolicyModel, world: LongReview) -> float:
     """Mean number of tokens, the end included, of 1,024 sampled responses."""
     prompts = world.sample_prompts(1_024, make_generator(0, policy.device))
-    return float(
-        sample(policy, world, prompts, make_generator(1, policy.device))
-        .mask.sum(1)
-        .mean(dtype=torch.float)
-    )
+    mask = sample(policy, world, prompts, make_generator(1, policy.device)).mask
+    return float(mask.sum(1).float().mean())
+
+
+def hacks() -> None:
+    """What a reward model that saw the reference's long reviews thinks of other texts."""
+    world = LongReview()
+    reference, generator = table_reference(world), make_generator(0)
+    pairs = collect_preferences(reference, world, BradleyTerryAnnotator(), 20_000, generator)
+    model, _ = train_reward_model(pairs, RewardModelSettings(steps=300, batch_size=256))
+    prompts = world.sample_prompts(2_000, generator)
+    optimum = automaton_optimum(world.automaton(), IN_LONG_WORLD.beta)
+    fluent = sample(reference, world, prompts, generator).responses
+    texts = {"the reference's": fluent, "the optimum's": optimum.sample(prompts, generator)}
+    for n in (4, 16):
+        texts[f"{n} times 'great'"] = world.encode("great " * n).expand_as(fluent)
+        repeated = " and ".join(["the room is great"] * (n // 4))
+        texts[f"{n // 4} times the same praise"] = world.encode(repeated).expand_as(fluent)
+    for name, responses in texts.items():
+        with torch.inference_mode():
+            learned = float(model(prompts, responses).mean())
+        true = float(world.response_rewards(prompts, responses).mean())
+        print(f"{name:<26} learned {learned:+.2f}, true {true:+.2f}", flush=True)
 
 
 def coverage() -> None:
@@ -339,6 +357,7 @@ if __name__ == "__main__":
             online_dpo,
             long_world,
             long_ppo,
+            hacks,
             coverage,
             redraws,
         )
