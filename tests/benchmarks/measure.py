@@ -253,7 +253,7 @@ def hacks() -> None:
     for n in (4, 16):
         texts[f"{n} times 'great'"] = world.encode("great " * n).expand_as(fluent)
         repeated = " and ".join(["the room is great"] * (n // 4))
-        texts[f"{n // 4} times the same praise"] = world.encode(repeated).expand_as(fluent)
+        texts[f"one praise, {n // 4} time(s)"] = world.encode(repeated).expand_as(fluent)
     for name, responses in texts.items():
         with torch.inference_mode():
             learned = float(model(prompts, responses).mean())
