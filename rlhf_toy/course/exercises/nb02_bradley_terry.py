@@ -95,12 +95,12 @@ def _centre_cases() -> list[Case]:
     return make_cases(_NAMES, plain, corners)
 
 
-def _gradient_of(surprise, scale=lambda r, w: len(w)):
-    """Return a wrong gradient: another force for each comparison, or another divisor."""
+def _gradient_of(surprise, mean=True):
+    """Return a wrong gradient: another force for each comparison, or a sum for the mean."""
 
     def gradient(r, w, losers):
         force = surprise(torch.sigmoid(r[w] - r[losers]))
-        return _edges(r, w, losers).T @ -force / scale(r, w)
+        return _edges(r, w, losers).T @ (-force / len(w) if mean else -force)
 
     return gradient
 
@@ -147,12 +147,7 @@ _GRADIENT = Exercise(
         Mistake(
             "sum for mean",
             "This is the gradient of the sum. The loss is a mean: over what?",
-            _gradient_of(lambda p: 1 - p, lambda r, w: 1),
-        ),
-        Mistake(
-            "divided by the items",
-            "You divide by the number of items. What does the loss average over?",
-            _gradient_of(lambda p: 1 - p, lambda r, w: len(r)),
+            _gradient_of(lambda p: 1 - p, mean=False),
         ),
         Mistake(
             "winners only",
@@ -226,11 +221,6 @@ _CENTRE = Exercise(
             "first item at zero",
             "You set the first item of each group to 0. Which quantity should be 0 here?",
             _shifted(lambda group: group[0]),
-        ),
-        Mistake(
-            "best item at zero",
-            "You set the best item of each group to 0. Which quantity should be 0 here?",
-            _shifted(torch.max),
         ),
         Mistake(
             "softmax",

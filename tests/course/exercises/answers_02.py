@@ -209,7 +209,7 @@ WRONG = {
         (lambda r, w, x: add_up(r, w, x, torch.ones(len(w)).to(r)) / len(w), "counts only"),
         (lambda r, w, x: add_up(r, w, x, p_of(r, w, x) * p_of(r, x, w)) / len(w), "curvature"),
         (lambda r, w, x: add_up(r, w, x, p_of(r, x, w)), "sum for mean"),
-        (lambda r, w, x: add_up(r, w, x, p_of(r, x, w)) / len(r), "divided by the items"),
+        (lambda r, w, x: add_up(r, w, x, p_of(r, x, w)) / len(r), None),
         (winners_only, "winners only"),
         (overwritten, "overwritten"),
         (lambda r, w, x: (torch.sigmoid(r[w] - r[x]) - 1) / len(w), None),  # one per comparison
@@ -217,7 +217,7 @@ WRONG = {
     "centre_rewards": [
         (lambda r, w, x: r - sum(r) / len(r), "one mean for all"),
         (lambda r, w, x: by_group(r, w, x, lambda g: g[0]), "first item at zero"),
-        (lambda r, w, x: by_group(r, w, x, lambda g: g.max()), "best item at zero"),
+        (lambda r, w, x: by_group(r, w, x, lambda g: g.max()), None),
         (lambda r, w, x: by_group(r, w, x, lambda g: torch.logsumexp(g, 0)), "softmax"),
         (alone_unmoved, "never compared"),
         (direct_opponents, "direct opponents"),
