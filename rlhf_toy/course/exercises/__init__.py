@@ -1,6 +1,6 @@
 """The exercises: `check` tells you whether your function is right, and if not, what is wrong.
 
-    bradley_terry_loss = exercises.check("bradley_terry_loss", bradley_terry_loss)
+    newton_step = exercises.check("newton_step", newton_step)
 
 There is one file for each notebook, with its exercises, their test cases and common mistakes;
 `grading.py` grades. The solutions are functions of the package; `solution` shows their source.
