@@ -25,8 +25,6 @@ from rlhf_toy import checks
 from rlhf_toy.envs.text_world import TextWorld, response_mask, unwrap
 from rlhf_toy.losses import token_logps
 
-Cache = list[tuple[Tensor, Tensor]]  # keys and values of each block, [B, heads, positions, d]
-
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -55,25 +53,57 @@ class GPTConfig:
         return cls(*ids, world.vocabulary, **sizes)
 
 
+class KVCache:
+    """Keys and values [B, heads, positions, d] that a layer keeps of the positions it has read.
+
+    The first `append` makes room for all positions to come, `room` in all; later ones copy nothing.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        self.keys, self.values, self.room, self.length = keys, values, room, keys.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows: slice | Tensor) -> KVCache:
+        """Return the cache of some rows; what is appended to it leaves this one as it is."""
+        keys, values = self.keys[rows], self.values[rows]
+        return KVCache(keys[:, :, : self.length], values[:, :, : self.length], self.room)
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add further positions, and return the keys and values of all."""
+        start, self.length = self.length, self.length + keys.shape[2]
+        if self.length > self.keys.shape[2]:
+            more = (0, 0, 0, self.room - start)  # of the second-to-last dimension
+            self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+# What each layer keeps of the tokens read so far: a GPT's keys and values, a table's states [B, 2].
+Cache = list[KVCache | Tensor]
+
+
 class Attention(nn.Module):
     """Causal self-attention over all heads."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head, self.n_positions = config.n_head, config.n_positions
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple]:
-        """Attend: x [B, T, C] → [B, T, C], and keys and values; T = 1 with those of the past."""
+    def forward(self, x: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
+        """Attend: x [B, T, C] → [B, T, C], and the cache; T = 1 with that of the past."""
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d]
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         # With a cache there is one new position, and it may look at all that went before.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), (k, v)
+        keys, values = (k, v) if past is None else past.append(k, v)
+        y = F.scaled_dot_product_attention(q, keys, values, is_causal=past is None)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return y, KVCache(k, v, self.n_positions) if past is None else past
 
 
 class Block(nn.Module):
@@ -87,8 +117,8 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple]:
-        """Apply the block: x [B, T, C] → [B, T, C], and keys and values as in `Attention`."""
+    def forward(self, x: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
+        """Apply the block: x [B, T, C] → [B, T, C], and the cache as in `Attention`."""
         attended, present = self.attn(self.ln_1(x), past)
         x = x + attended
         hidden = F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
@@ -107,7 +137,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
         """Read token ids [B, T], T = 1 with a cache: return [B, T, n_embd] and the next cache."""
-        start = 0 if past is None else past[0][0].shape[2]
+        start = 0 if past is None else past[0].length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)
         cache = []
@@ -198,8 +228,8 @@ class PolicyModel(_Model, _Policy):
     def next_logits(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
         """Read one more token [B] of each sequence, and return the next action's logits [B, A].
 
-        The first tokens are the prompts' (`past` is None); later calls take the cache of the call
-        before. The cache for the next call is returned as well.
+        The first tokens are the prompts' (`past` is None); later calls take the cache that the call
+        before returned, and may write into it.
         """
         hidden, past = self.body(tokens[:, None], past)
         return self.logits(hidden)[:, 0], past
@@ -237,8 +267,8 @@ class TablePolicy(_Policy):
             raise ValueError("logits must be finite: give every action a probability above 0")
         self.vocabulary, self.end_token = world.vocabulary, world.end_token
         self.table = nn.Parameter(logits.detach().clone())
-        self.register_buffer("successors", successors)
-        self.register_buffer("start", start)
+        self.register_buffer("successors", successors.clone())
+        self.register_buffer("start", start.clone())
 
     @property
     def device(self) -> torch.device:
@@ -258,9 +288,9 @@ class TablePolicy(_Policy):
             prompts = tokens - self.successors.shape[1] - 1
             states = self.start[prompts]
         else:
-            prompts, states = past[0]
+            prompts, states = past[0].T
             states = self._after(states, tokens)
-        return self._logits(prompts, states), [(prompts, states)]
+        return self._logits(prompts, states), [torch.stack([prompts, states], dim=1)]
 
     def _after(self, states: Tensor, tokens: Tensor) -> Tensor:
         """The states after some tokens; after the pad token, which is no action, any will do."""
@@ -363,8 +393,7 @@ class ValueModel(_HeadedModel):
 def check_fits(model: nn.Module, world: TextWorld) -> None:
     """Raise unless the model was made for a world with these prompts, words and length."""
     if not hasattr(model, "vocabulary"):
-        got = checks.shown(model)
-        raise TypeError(f"expected a model such as PolicyModel or RewardModel, got {got}")
+        raise TypeError(f"expected a model such as PolicyModel, got {checks.shown(model)}")
     if model.vocabulary != world.vocabulary:
         here = f"{world.n_prompts} prompts, {world.n_words} words, max_length {world.max_length}"
         reason = f"was made for another world, whose prompts and words are not those here ({here})"

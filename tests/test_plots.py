@@ -100,8 +100,8 @@ def test_the_labels_name_the_policies_their_gaps_and_the_axes(figure, measures):
     axes = figure.axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == [
-        "frontier: Gibbs policies for all β",
-        "reward = J* + β KL, β = 0.5",
+        "the best possible (exact)",
+        "reward = J* + β KL, for β = 0.5",
         "reference: gap 100.0%",
         "optimum: gap 0.0%",
         f"cautious: gap {measures['cautious'].gap:.1%}",

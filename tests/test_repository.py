@@ -109,6 +109,12 @@ def test_the_address_is_only_in_pyproject_and_the_stamped_notebooks():
     assert [path for path in texts if address in path.read_text(encoding="utf-8")] == []
 
 
+def test_the_citation_names_this_version_and_licence():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {PROJECT['version']}\n" in text
+    assert "license: MIT\n" in text and "MIT License" in (ROOT / "LICENSE").read_text()
+
+
 def test_both_readmes_list_every_notebook_in_order():
     files = [path.name for path in NOTEBOOKS]
     for readme, folder in (("README.md", "notebooks/"), ("notebooks/README.md", "")):

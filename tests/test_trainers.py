@@ -330,7 +330,18 @@ def test_every_trainer_runs_in_a_world_that_cannot_be_enumerated(short_spec, tmp
         )
         assert yardstick.measure(policy).gap == history.last("exact/gap") > 0
         assert history.last("exact/standard_error") > 0
-    policy, history = train_dpo(pairs, reference, DPOSettings(steps=2, early_stopping=False), **run)
+    dpo = DPOSettings(steps=2, early_stopping=False)
+    rounds = OnlineDPOSettings(rounds=2, pairs=200, dpo=dpo)
+    for own in ({}, {"start": start}):  # beside the table, and from the model
+        run = {"yardstick": yardstick, "device": "cpu", **own}
+        policy, history = train_dpo(pairs, reference, dpo, **run)
+        assert yardstick.measure(policy).gap == history.last("exact/gap")
+        arguments = (world, reference, BradleyTerryAnnotator(), rounds)
+        policy, history = train_online_dpo(*arguments, **run)
+        assert yardstick.measure(policy).gap == history.last("exact/gap")
+    gradients = PolicyGradientSettings(iterations=2, batch_size=32, measure_every=1)
+    run["start"] = start
+    policy, history = train_policy_gradient(world, reference, model, gradients, **run)
     assert yardstick.measure(policy).gap == history.last("exact/gap")
 
 

@@ -1,11 +1,11 @@
-"""The word worlds that the command line knows by name.
+"""The worlds that the command line knows by name.
 
 To add one, write a `WordSpec` here; no file of the core changes. `python -m rlhf_toy tour --world
 NAME` runs everything in it. Keep the number of responses, n_words⁰ + n_words¹ + … up to the length
-limit, below about 200,000, because exact results enumerate them.
+limit, below about 200,000, because exact results enumerate them. A `LongSpec` has no such limit.
 """
 
-from rlhf_toy.envs import REVIEWS, WordSpec
+from rlhf_toy.envs import REVIEWS, STAYS, WordSpec
 
 # What guests write about their food: 14 words, at most 4 of them in a review, 41,371 responses.
 DISHES = WordSpec(
@@ -37,4 +37,4 @@ DISHES = WordSpec(
     max_length=4,
 )
 
-WORLDS = {"reviews": REVIEWS, "dishes": DISHES}
+WORLDS = {"reviews": REVIEWS, "dishes": DISHES, "long": STAYS}

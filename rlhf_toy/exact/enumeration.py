@@ -48,9 +48,9 @@ def _tree(
 
 def _children(past: Cache, tokens: Tensor) -> tuple[Tensor, Cache]:
     """Each of n nodes followed by each of k tokens: the tokens [n · k] and their KV cache."""
-    n, k = len(past[0][0]), len(tokens)
-    repeated = [tuple(t.repeat_interleave(k, dim=0) for t in block) for block in past]
-    return tokens.repeat(n), repeated
+    n, k = len(past[0]), len(tokens)
+    rows = torch.arange(n, device=tokens.device).repeat_interleave(k)
+    return tokens.repeat(n), [layer[rows] for layer in past]
 
 
 def state_logps(policy: Policy, env: gym.Env) -> Tensor:
@@ -134,9 +134,9 @@ def _scores_after(reward_model: RewardModel, past: Cache, tokens: Sequence[int])
     """Rewards [n · k] of each of n nodes' word strings, followed by each of k last tokens."""
     tokens = torch.tensor(tokens, device=reward_model.device)
     scores = []
-    for start in range(0, len(past[0][0]), NODES_AT_ONCE):
+    for start in range(0, len(past[0]), NODES_AT_ONCE):
         nodes = slice(start, start + NODES_AT_ONCE)
-        some = [tuple(t[nodes] for t in block) for block in past]
+        some = [layer[nodes] for layer in past]
         last, repeated = _children(some, tokens)
         hidden, _ = reward_model.body(last[:, None], repeated)
         scores.append(reward_model.head(hidden)[:, 0, 0])

@@ -14,7 +14,7 @@ from rlhf_toy.envs import Automaton, unwrap
 from rlhf_toy.envs.text_world import MOST_RESPONSES
 from rlhf_toy.exact import automaton as automata
 from rlhf_toy.exact import dynamic_programming as dp
-from rlhf_toy.exact.bandit import expected_reward, kl_divergence, log_partition
+from rlhf_toy.exact.bandit import expected_reward, gibbs_policy, kl_divergence, log_partition
 from rlhf_toy.exact.enumeration import response_logps, response_rewards, state_logps
 from rlhf_toy.models import Policy, TablePolicy, check_fits
 from rlhf_toy.sampling import sample
@@ -91,6 +91,14 @@ class Yardstick:
         J = reward - self.beta * kl
         gap = (self.optimum - J) / (self.optimum - self.reference_objective)
         return Measure(reward=reward, kl=kl, objective=J, gap=gap)
+
+    def best_at(self, beta: float) -> tuple[float, float]:
+        """Return true reward (logits) and KL (nats) of the optimum for another β.
+
+        Raises:
+            TypeError, ValueError: a β that is no number, or not finite and above 0.
+        """
+        return self._reward_and_kl(gibbs_policy(self.ref_logps, self.rewards, beta))
 
     def metrics(self, policy: Policy | Tensor) -> dict[str, float]:
         """Return `measure` under the names that a trainer's history has."""
@@ -217,6 +225,11 @@ class AutomatonYardstick(Yardstick):
         return self._measure(
             float(to_reference.mean()), self.beta * float(to_optimum.mean()), error
         )
+
+    def best_at(self, beta: float) -> tuple[float, float]:
+        """Return reward and KL of the optimum for another β, as `Yardstick.best_at`."""
+        rewards, kls = automata.automaton_frontier(self.world.automaton(), [beta])
+        return float(rewards), float(kls)
 
     def _measure(self, kl: float, short_of: float, error: float) -> Measure:
         J, most = self.optimum - short_of, self.optimum - self.reference_objective

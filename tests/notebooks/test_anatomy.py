@@ -55,8 +55,8 @@ def prose(stem):
 
 
 def parsed(source):
-    """The syntax tree of a cell, with `pass` in place of each magic."""
-    return ast.parse(re.sub(r"^([ \t]*)[%!].*", r"\1pass", source, flags=re.M))
+    """The syntax tree of a cell, with `pass` for each magic."""
+    return ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M))
 
 
 def test_title_question_and_aims_come_first(stem):

@@ -42,6 +42,11 @@ BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{place}/blob/main/notebooks/{name})"
 )
+UNPUBLISHED = "your-account/"  # in the course's own repository, until a fork has an address
+NOT_YET = (
+    "*A link to Colab appears here once the course has an address: "
+    "`python -m rlhf_toy publish --repo ADDRESS`.*"
+)
 NO_BADGE = "To run this notebook, open it in Jupyter; the course is at {repo}."
 
 _ADDRESS = re.compile(
@@ -132,6 +137,8 @@ def setup_cell(repo: str, version: str) -> str:
 def badge_cell(repo: str, name: str) -> str:
     """Return the Markdown of the badge cell: a link to Colab if the course is on GitHub."""
     github = _GITHUB.fullmatch(repo)
+    if github and github[1].startswith(UNPUBLISHED):
+        return NOT_YET
     if github:
         return BADGE.format(place=github[1], name=name)
     return NO_BADGE.format(repo=repo)

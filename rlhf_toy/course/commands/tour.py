@@ -2,7 +2,7 @@
 
 corpus → reference → preferences on the reference's own pairs → reward model → PPO on the true
 reward and on the learned one; RLOO and GRPO on the learned one; DPO on the same preferences, and
-online with fresh ones; best-of-n.
+online with fresh ones; best-of-n. In the long world policies are measured by their samples.
 """
 
 from __future__ import annotations
@@ -18,18 +18,40 @@ from typing import TYPE_CHECKING, Any
 from rlhf_toy.course.commands.usage import UsageError, check_writable
 
 if TYPE_CHECKING:
-    from rlhf_toy.exact import Measure, Yardstick
+    from torch import Tensor
+
+    from rlhf_toy.envs import LongReview, WordMDP
+    from rlhf_toy.exact import AutomatonYardstick, Measure, Yardstick
+    from rlhf_toy.models import Policy, RewardModel
 
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 FEWEST_PREFERENCES = 100
 ONLINE = {"rounds": 3, "pairs": 20_000}  # of online DPO
+BETA, LONG_BETA = 0.5, 0.1  # a long review earns more, and its KL is larger still
+LONG_SFT = {"steps": 400}
+LONG_TRAINING = {"iterations": 300, "batch_size": 512, "num_mini_batches": 8}  # online
+SAMPLES_PER_PROMPT = 256  # of a policy's learned reward in the long world
+LABELS = {  # in the figure
+    "reference": "reference",
+    "sft": "SFT",
+    "ppo_true": "PPO, true reward",
+    "ppo_learned": "PPO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "dpo": "DPO",
+    "online_dpo": "online DPO",
+    "best_of_n": "best-of-n",
+    "gibbs": "optimum",
+}
 SHOWN_PROMPTS = slice(1, 3)  # of the world's prompts: one sample response to each is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
-    parser.add_argument("--beta", type=float, default=0.5, help="KL weight (default 0.5)")
+    parser.add_argument(
+        "--beta", type=float, help=f"KL weight (default {BETA}; {LONG_BETA} in the long world)"
+    )
     parser.add_argument(
         "--preferences", type=int, default=20_000, help="number of pairs (default 20000)"
     )
@@ -37,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--world",
         metavar="NAME",
         default="reviews",
-        help="a word world of rlhf_toy/course/worlds.py (default reviews)",
+        help="a world of rlhf_toy/course/worlds.py, such as long (default reviews)",
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     parser.add_argument("--quick", action="store_true", help="train less: results in seconds")
@@ -65,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.figure:
         from rlhf_toy.plots import frontier_figure
 
-        figure = frontier_figure(yardstick, measures)
+        figure = frontier_figure(yardstick, {LABELS[name]: m for name, m in measures.items()})
         with atomic_file(args.figure) as file:
             figure.savefig(file, format=args.figure.suffix[1:], dpi=150)
     return 0
@@ -75,7 +97,7 @@ def _check(args: argparse.Namespace) -> None:
     """Raise a UsageError if an option cannot be used, before any work."""
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed must be between 0 and 2**63 - 1, got {args.seed}")
-    if not 0 < args.beta < math.inf:
+    if args.beta is not None and not 0 < args.beta < math.inf:
         raise UsageError(f"--beta must be a finite number above 0, got {args.beta}")
     if args.preferences < FEWEST_PREFERENCES:
         raise UsageError(
@@ -91,20 +113,12 @@ def _check(args: argparse.Namespace) -> None:
 
 def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str, Measure]]:
     """Run the pipeline; return the content of the JSON, and what the figure shows."""
-    import torch
-
     from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
     from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
     from rlhf_toy.course.worlds import WORLDS
     from rlhf_toy.dpo import DPOSettings, OnlineDPOSettings, train_dpo, train_online_dpo
-    from rlhf_toy.envs import WordMDP
-    from rlhf_toy.exact import (
-        Yardstick,
-        expected_reward,
-        gibbs_policy,
-        response_logps,
-        response_scores,
-    )
+    from rlhf_toy.envs import LongReview, LongSpec, WordMDP
+    from rlhf_toy.exact import make_yardstick, response_scores, table_reference
     from rlhf_toy.policy_gradient import PolicyGradientSettings, train_policy_gradient
     from rlhf_toy.ppo import PPOSettings, train_ppo
     from rlhf_toy.preferences import collect_preferences
@@ -118,10 +132,15 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         raise UsageError(f"--device: {error}") from None
     if args.world not in WORLDS:
         raise UsageError(f"--world must be one of {', '.join(WORLDS)}, got {args.world!r}")
-    seed, beta, world = args.seed, args.beta, WordMDP(WORLDS[args.world])
+    seed, spec = args.seed, WORLDS[args.world]
+    is_long = isinstance(spec, LongSpec)
+    world = LongReview(spec) if is_long else WordMDP(spec)
+    beta = args.beta or (LONG_BETA if is_long else BETA)
     steps = {"steps": 60} if args.quick else {}
     rounds = {"rounds": 2, "pairs": args.preferences // 2} if args.quick else ONLINE
-    iterations = {"iterations": 20} if args.quick else {}
+    online_settings = LONG_TRAINING if is_long else {}
+    if args.quick:
+        online_settings = online_settings | {"iterations": 20}
     ns = {"ns": (1, 2, 4, 8, 16)} if args.quick else {}
     seconds = {}
 
@@ -131,9 +150,17 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         seconds[name] = time.perf_counter() - start
         return trained
 
-    # 1. The reference, on fluent text. 2. Preferences on its own pairs, and a reward from them.
-    sft = SFTSettings(**steps)
-    reference, _ = timed("reference", train_reference, world, sft)
+    # 1. A language model of fluent text. It is the reference, except in the long world, where the
+    # reference is the table from which the text comes, and the model only the place to start.
+    sft = SFTSettings(**(LONG_SFT if is_long else {}) | steps)
+    start, _ = timed("sft", train_reference, world, sft)
+    reference = table_reference(world).to(device) if is_long else start
+    begun = time.perf_counter()
+    yardstick = make_yardstick(world, reference, beta)
+    seconds["gibbs"] = time.perf_counter() - begun
+    common = {"yardstick": yardstick}
+
+    # 2. Preferences on the reference's own pairs, and a reward from them.
     generator = make_generator(seed, device)
     annotator = BradleyTerryAnnotator()
     preferences = collect_preferences(reference, world, annotator, args.preferences, generator)
@@ -142,62 +169,38 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
     )
 
     # 3. Policies: online on either reward, offline on the preferences, without training.
-    ppo = PPOSettings(beta=beta, **iterations)
-    ppo_true, _ = timed("ppo_true", train_ppo, world, reference, world.response_rewards, ppo)
-    ppo_learned, _ = timed("ppo_learned", train_ppo, world, reference, reward_model, ppo)
-    rloo = PolicyGradientSettings(beta=beta, **iterations)
+    policies = {"reference": reference}
+    if is_long:
+        policies["sft"] = start
+    ppo = PPOSettings(beta=beta, **online_settings)
+    rloo = PolicyGradientSettings(beta=beta, **online_settings)
     grpo = replace(
         rloo, advantage="grpo", kl="k3_loss", kl_level="token", aggregate="response_mean"
     )
-    trained = {
-        name: timed(name, train_policy_gradient, world, reference, reward_model, settings)[0]
-        for name, settings in {"rloo": rloo, "grpo": grpo}.items()
-    }
+    for name, train, reward, settings in (
+        ("ppo_true", train_ppo, world.response_rewards, ppo),
+        ("ppo_learned", train_ppo, reward_model, ppo),
+        ("rloo", train_policy_gradient, reward_model, rloo),
+        ("grpo", train_policy_gradient, reward_model, grpo),
+    ):
+        arguments = (world, reference, reward, settings)
+        policies[name], _ = timed(name, train, *arguments, start=start, **common)
     dpo = DPOSettings(beta=beta, **steps)
-    trained["dpo"], _ = timed("dpo", train_dpo, preferences, reference, dpo)
+    policies["dpo"], _ = timed("dpo", train_dpo, preferences, reference, dpo, **common)
     online = OnlineDPOSettings(**rounds, dpo=replace(dpo, steps=dpo.steps // 2))
-    trained["online_dpo"], _ = timed(
-        "online_dpo", train_online_dpo, world, reference, annotator, online
+    policies["online_dpo"], _ = timed(
+        "online_dpo", train_online_dpo, world, reference, annotator, online, **common
     )
-    scores = response_scores(reward_model, world).cpu()
-    best_of_n, _ = timed(
+    scores = reward_model if is_long else response_scores(reward_model, world).cpu()
+    policies["best_of_n"], _ = timed(
         "best_of_n", run_best_of_n, world, reference, scores, BestOfNSettings(beta=beta, **ns)
     )
 
-    # The yardstick.
-    start = time.perf_counter()
-    yardstick = Yardstick(world, reference, beta)
-    gibbs = gibbs_policy(yardstick.ref_logps, yardstick.rewards, beta)
-    seconds["gibbs"] = time.perf_counter() - start
-    policies = {
-        "reference": yardstick.ref_logps,
-        "ppo_true": response_logps(ppo_true, world).cpu(),
-        "ppo_learned": response_logps(ppo_learned, world).cpu(),
-        **{name: response_logps(policy, world).cpu() for name, policy in trained.items()},
-        "best_of_n": best_of_n,
-        "gibbs": gibbs,
-    }
-    measures = {name: yardstick.measure(logps) for name, logps in policies.items()}
-    # Only differences of a learned reward mean anything. To compare it with the true reward, shift
-    # it, per prompt, to the true reward's mean under the reference.
-    shift = expected_reward(yardstick.ref_logps, yardstick.rewards - scores)
-    learned = scores + shift[:, None]
-    rows = []
-    for name, logps in policies.items():
-        draws = {}
-        for prompt in world.prompts[SHOWN_PROMPTS]:
-            weights = logps[world.prompt_index(prompt)].exp()
-            index = torch.multinomial(weights.float(), 1, generator=make_generator(seed))
-            draws[prompt] = world.decode(world.all_responses[index[0]])
-        rows.append(
-            {
-                "name": name,
-                **asdict(measures[name]),
-                "learned_reward": float(expected_reward(logps, learned).mean()),
-                "seconds": seconds[name],
-                "samples": draws,
-            }
-        )
+    results = (_by_samples if is_long else _by_enumeration)(
+        world, yardstick, scores, policies, seed
+    )
+    seconds["reference"] = 0.0 if is_long else seconds["sft"]
+    measures = {name: measure for name, (measure, _, _) in results.items()}
     result = {
         "world": args.world,
         "beta": beta,
@@ -205,7 +208,7 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         "preferences": args.preferences,
         "device": str(device),
         "optimum": yardstick.optimum,
-        "reference": measures["reference"].objective,
+        "reference": yardstick.reference_objective,
         "reward_model": {
             "held_out_accuracy": rm_history.last("held_out/accuracy"),
             "ceiling": float(
@@ -217,16 +220,116 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
             ),
             "seconds": seconds["reward_model"],
         },
-        "policies": rows,
+        "policies": [
+            {
+                "name": name,
+                **asdict(measure),
+                "learned_reward": learned_reward,
+                "seconds": seconds[name],
+                "samples": samples,
+            }
+            for name, (measure, learned_reward, samples) in results.items()
+        ],
     }
     return result, yardstick, measures
+
+
+# Both return for each policy its measure, its mean learned reward, and a response to some prompts.
+# Only differences of a learned reward mean anything. To compare it with the true reward, it is
+# shifted, per prompt, to the true reward's mean under the reference.
+Results = dict[str, tuple["Measure", float, dict[str, str]]]
+
+
+def _by_enumeration(
+    world: WordMDP,
+    yardstick: Yardstick,
+    scores: Tensor,
+    policies: dict[str, Policy | Tensor],
+    seed: int,
+) -> Results:
+    """Measure policies, models or tables [X, Y], exactly; the Gibbs optimum is added to them."""
+    import torch
+
+    from rlhf_toy.exact import expected_reward, gibbs_policy, response_logps
+    from rlhf_toy.training import make_generator
+
+    shift = expected_reward(yardstick.ref_logps, yardstick.rewards - scores)
+    learned = scores + shift[:, None]
+    gibbs = gibbs_policy(yardstick.ref_logps, yardstick.rewards, yardstick.beta)
+    results = {}
+    for name, policy in {**policies, "gibbs": gibbs}.items():
+        is_table = isinstance(policy, torch.Tensor)
+        logps = policy if is_table else response_logps(policy, world).cpu()
+        draws = {}
+        for prompt in world.prompts[SHOWN_PROMPTS]:
+            weights = logps[world.prompt_index(prompt)].exp()
+            index = torch.multinomial(weights.float(), 1, generator=make_generator(seed))
+            draws[prompt] = world.decode(world.all_responses[index[0]])
+        learned_reward = float(expected_reward(logps, learned).mean())
+        results[name] = (yardstick.measure(logps), learned_reward, draws)
+    return results
+
+
+def _by_samples(
+    world: LongReview,
+    yardstick: AutomatonYardstick,
+    reward_model: RewardModel,
+    policies: dict[str, Policy | int],
+    seed: int,
+) -> Results:
+    """Measure policies by samples; the optimum, added to them, and the reference are exact.
+
+    The KL of best-of-n is not known here. Its upper bound stands for it, so its J is too low.
+    """
+    import torch
+
+    from rlhf_toy.best_of_n import best_of_n_kl_bound, sample_best_of_n
+    from rlhf_toy.exact import Measure
+    from rlhf_toy.sampling import sample
+    from rlhf_toy.training import make_generator
+
+    reference = policies["reference"]
+    device = reference.device
+    prompts = torch.arange(world.n_prompts, device=device).repeat(SAMPLES_PER_PROMPT)
+    generator = make_generator(seed, device)
+
+    def measured(reward: float, kl: float) -> Measure:
+        J = reward - yardstick.beta * kl
+        most = yardstick.optimum - yardstick.reference_objective
+        return Measure(reward, kl, objective=J, gap=(yardstick.optimum - J) / most)
+
+    results, shift = {}, torch.zeros(world.n_prompts, device=device)
+    for name, policy in {**policies, "gibbs": None}.items():
+        if name == "gibbs":
+            responses = yardstick.optimum_on(device).sample(prompts, generator)
+            measure = measured(*yardstick.best_at(yardstick.beta))
+        elif name == "best_of_n":
+            draw = (reference, world, reward_model, prompts, policy, generator)
+            responses, _ = sample_best_of_n(*draw)
+            reward = float(world.response_rewards(prompts, responses).mean())
+            measure = measured(reward, best_of_n_kl_bound(policy))
+        else:
+            responses = sample(policy, world, prompts, generator).responses
+            table = world.automaton().ref_logps if name == "reference" else policy
+            measure = yardstick.measure(table)
+        with torch.inference_mode():
+            learned = reward_model.to(device)(prompts, responses)
+        if name == "reference":
+            true = world.response_rewards(prompts, responses)
+            shift = (true - learned).view(SAMPLES_PER_PROMPT, -1).mean(0)
+        draws = {
+            prompt: world.decode(responses[world.prompt_index(prompt)])
+            for prompt in world.prompts[SHOWN_PROMPTS]
+        }
+        results[name] = (measure, float((learned + shift[prompts]).mean()), draws)
+    return results
 
 
 def _table(result: dict[str, Any]) -> str:
     """Return the tour's result as a text."""
     lines = [
         "",
-        f"word world {result['world']}, beta {result['beta']:g}, seed {result['seed']}, "
+        f"world {result['world']}, beta {result['beta']:g}, seed {result['seed']}, "
         f"{result['preferences']:,} preferences, on {result['device']}",
         f"optimum J* = {result['optimum']:.4f}, reference J = {result['reference']:.4f}",
         "reward model: held-out accuracy {held_out_accuracy:.4f}, "

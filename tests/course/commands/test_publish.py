@@ -114,6 +114,13 @@ def test_without_github_there_is_no_badge(checkout, address):
     assert f'"{address}"' in setup.source
 
 
+def test_an_address_that_leads_nowhere_gets_no_link(checkout):
+    address = "https://github.com/your-account/course"
+    assert main(["publish", "--repo", address, "--root", str(checkout)]) == 0
+    badge = _cells(checkout, "00_start.ipynb")[1].source
+    assert "http" not in badge and "publish --repo ADDRESS" in badge
+
+
 def test_a_folder_is_stamped_as_a_file_address(checkout, tmp_path):
     clone = tmp_path / "a clone"
     clone.mkdir()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 
 import rlhf_toy.envs
 from rlhf_toy.__main__ import main
+from rlhf_toy.course.commands import tour
+from rlhf_toy.course.worlds import WORLDS
+from rlhf_toy.exact import AutomatonYardstick
 
 NAMES = [
     "reference", "ppo_true", "ppo_learned", "rloo", "grpo", "dpo", "online_dpo", "best_of_n",
@@ -62,7 +66,9 @@ def test_another_world_runs_through_the_tour(tmp_path, monkeypatch, capsys):
     short = partial(rlhf_toy.envs.WordMDP, max_length=1)
     monkeypatch.setattr(rlhf_toy.envs, "WordMDP", short)
     # Two of the four trainings are left out to save time.
-    monkeypatch.setattr("rlhf_toy.ppo.train_ppo", lambda world, start, *_, **__: (start, None))
+    monkeypatch.setattr(
+        "rlhf_toy.ppo.train_ppo", lambda world, reference, *_, **__: (reference, None)
+    )
     options = ["--quick", "--preferences", "500", "--device", "cpu", "--world", "dishes"]
     assert main(["tour", *options, "--json", str(tmp_path / "tour.json")]) == 0
     rows = {
@@ -70,7 +76,39 @@ def test_another_world_runs_through_the_tour(tmp_path, monkeypatch, capsys):
     }
     assert list(rows["gibbs"]["samples"]) == ["curry", "salad"]
     assert 0 < rows["dpo"]["gap"] < rows["reference"]["gap"] == 1
-    assert "word world dishes" in capsys.readouterr().out
+    assert "world dishes" in capsys.readouterr().out
+
+
+def test_the_long_world_is_toured_by_samples(short_spec, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(WORLDS, "long", replace(short_spec, max_length=8))
+    # Less training and fewer samples, to save time.
+    fewer = lambda world, _, beta: AutomatonYardstick(world, beta, samples=500)  # noqa: E731
+    monkeypatch.setattr("rlhf_toy.exact.make_yardstick", fewer)
+    monkeypatch.setattr(tour, "LONG_TRAINING", {"batch_size": 64, "num_mini_batches": 4})
+    monkeypatch.setattr(tour, "SAMPLES_PER_PROMPT", 100)
+    monkeypatch.setattr("rlhf_toy.dpo.train_dpo", lambda pairs, reference, *_, **__: (reference, 0))
+    for name in ("dpo.train_online_dpo", "policy_gradient.train_policy_gradient"):
+        skipped = lambda *_, start=None, **__: (start or _[1], None)  # noqa: E731
+        monkeypatch.setattr(f"rlhf_toy.{name}", skipped)
+    files = ["--json", str(tmp_path / "tour.json"), "--figure", str(tmp_path / "tour.png")]
+    options = ["--quick", "--preferences", "500", "--device", "cpu", "--world", "long"]
+    assert main(["tour", *options, *files]) == 0
+    result = json.loads((tmp_path / "tour.json").read_text())
+    rows = {row["name"]: row for row in result["policies"]}
+    assert list(rows) == [NAMES[0], "sft", *NAMES[1:]]
+    assert result["beta"] == 0.1
+    assert rows["reference"]["gap"] == pytest.approx(1.0)
+    assert rows["reference"]["kl"] == pytest.approx(0.0, abs=1e-12)
+    assert rows["gibbs"]["gap"] == pytest.approx(0.0, abs=1e-9)
+    assert rows["ppo_true"]["gap"] < rows["sft"]["gap"]
+    assert rows["dpo"]["gap"] == pytest.approx(1.0, abs=5 * rows["dpo"]["standard_error"] + 1e-6)
+    for row in rows.values():
+        assert row["objective"] == pytest.approx(row["reward"] - 0.1 * row["kl"], abs=1e-9)
+    learned = {name: row["learned_reward"] for name, row in rows.items()}
+    assert learned["reference"] == pytest.approx(rows["reference"]["reward"], abs=0.5)
+    assert learned["best_of_n"] > learned["reference"]
+    assert "world long" in capsys.readouterr().out
+    assert (tmp_path / "tour.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_figure_is_a_picture(toured):
