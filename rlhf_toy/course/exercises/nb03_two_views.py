@@ -15,7 +15,7 @@ def next_token_logps(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return the log-probability of each token after the first, given those before it.
 
     Args:
-        logits: [B, L, V] of the next token, at each place that the network has read.
+        logits: [B, L, V] of the next token, at each position that the network has read.
         tokens: [B, L] what it read. The first token may be one that is never predicted.
 
     Returns:
@@ -84,8 +84,8 @@ _MASK = Exercise(
     name="response_mask",
     notebook="03",
     hints=(
-        "Which places hold the end token? Compare the whole tensor with its id.",
-        "cumsum along a row counts how many end tokens there were up to each place.",
+        "Which positions hold the end token? Compare the whole tensor with its id.",
+        "cumsum along a row counts how many end tokens there were up to each position.",
         "A token is real if there was no end token before it. The end token itself is not before "
         "itself.",
     ),
@@ -166,8 +166,7 @@ _SHIFT = Exercise(
     name="next_token_logps",
     notebook="03",
     hints=(
-        "How many tokens are predicted before they are read? The last place predicts a token that "
-        "is not there.",
+        "The network read L tokens, and the first was never predicted. How many can you score?",
         "Cut the logits at one end and the tokens at the other, so that each row of logits meets "
         "the token that it predicts.",
         "log_softmax turns logits into log-probabilities, and gather picks the one of each token.",
@@ -176,39 +175,39 @@ _SHIFT = Exercise(
     cases=_shift_cases,
     mistakes=(
         Mistake(
-            "own place",
-            "You score each token with the logits of its own place, where the network has already "
-            "read it. At which place was it predicted?",
+            "own position",
+            "You score each token with the logits of its own position, where the network has "
+            "already read it. At which position was it predicted?",
             lambda logits, tokens: _of_tokens(logits[:, 1:].log_softmax(-1), tokens[:, 1:]),
         ),
         Mistake(
             "no shift",
-            "You have as many results as tokens, so each token meets the logits of its own place. "
-            "At which place was it predicted?",
+            "You have as many results as tokens, so each token meets the logits of its own "
+            "position. At which position was it predicted?",
             lambda logits, tokens: _of_tokens(logits.log_softmax(-1), tokens),
         ),
         Mistake(
             "no shift, cut short",
-            "You cut the last place from both, so each token still meets the logits of its own "
-            "place. Which end of the tokens has to go?",
+            "You cut the last position from both, so each token still meets the logits of its own "
+            "position. Which end of the tokens has to go?",
             lambda logits, tokens: _of_tokens(logits[:, :-1].log_softmax(-1), tokens[:, :-1]),
         ),
         Mistake(
             "wrong direction",
-            "You score each token with the logits of the place after it. Does the network predict "
-            "what comes next, or what came before?",
+            "You score each token with the logits of the position after it. Does the network "
+            "predict what comes next, or what came before?",
             lambda logits, tokens: _of_tokens(logits[:, 1:].log_softmax(-1), tokens[:, :-1]),
         ),
         Mistake(
             "round the corner",
-            "Your last place scores the first token: roll moves it round to the end. What is there "
-            "to score after the last token?",
+            "Your last position scores the first token: roll moves it round to the end. What is "
+            "there to score after the last token?",
             lambda logits, tokens: _of_tokens(logits.log_softmax(-1), tokens.roll(-1, 1)),
         ),
         Mistake(
             "not normalised",
             "You return raw logits. They equal log-probabilities only up to a constant, a new one "
-            "at each place. Which function removes it?",
+            "at each position. Which function removes it?",
             lambda logits, tokens: _of_tokens(logits[:, :-1], tokens[:, 1:]),
         ),
         Mistake(

@@ -37,8 +37,8 @@ def next_by_gather(logits, tokens):
 
 
 def next_by_cross_entropy(logits, tokens):
-    places = logits[:, :-1].transpose(1, 2)
-    return -torch.nn.functional.cross_entropy(places, tokens[:, 1:], reduction="none")
+    positions = logits[:, :-1].transpose(1, 2)
+    return -torch.nn.functional.cross_entropy(positions, tokens[:, 1:], reduction="none")
 
 
 def next_by_loops(logits, tokens):
@@ -169,7 +169,7 @@ WRONG = {
         (lambda y, e: mask_by_cumsum(y, e).sum(1), None),
     ],
     "next_token_logps": [
-        (lambda z, y: pick(z.log_softmax(-1), y)[:, 1:], "own place"),
+        (lambda z, y: pick(z.log_softmax(-1), y)[:, 1:], "own position"),
         (lambda z, y: pick(z.log_softmax(-1), y), "no shift"),
         (lambda z, y: pick(z.log_softmax(-1), y)[:, :-1], "no shift, cut short"),
         (lambda z, y: pick(z[:, 1:].log_softmax(-1), y[:, :-1]), "wrong direction"),
