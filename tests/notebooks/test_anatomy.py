@@ -17,7 +17,6 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 FIRST_EDITION = {
     "00_start_here",
     "01_preferences_not_ratings",
-    "03_two_views",
     "05_reward_model",
     "06_gibbs_optimum",
     "08_ppo",

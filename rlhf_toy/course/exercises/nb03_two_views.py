@@ -1,4 +1,4 @@
-"""The exercises of notebook 03: one step of the token MDP, and the chain rule."""
+"""The exercises of notebook 03: the mask, the shift by one, and the chain rule."""
 
 from __future__ import annotations
 
@@ -7,251 +7,26 @@ from torch import Tensor
 
 from rlhf_toy import losses
 from rlhf_toy.course.exercises.grading import Case, Exercise, Mistake, make_cases
-from rlhf_toy.envs import WordMDP
+from rlhf_toy.envs.text_world import response_mask
 from rlhf_toy.training import make_generator
 
 
-def step_word_mdp(
-    world: WordMDP, prompt: int, response: Tensor, action: int
-) -> tuple[Tensor, float, bool]:
-    """Take one step of the token MDP: append a token, and pay the reward when the response ends.
+def next_token_logps(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability of each token after the first, given those before it.
 
     Args:
-        world: defines the words, the length limit and the rewards.
-        prompt: index of the prompt.
-        response: [max_length] token ids of the words so far, padded with `world.pad_token`.
-        action: id of the token to append, a word or `world.end_token`.
+        logits: [B, L, V] of the next token, at each position that the network has read.
+        tokens: [B, L] what it read. The first token may be one that is never predicted.
 
     Returns:
-        next response [max_length]; reward in logits, 0 until the response is over; whether it is
-        over.
+        [B, L − 1] log-probabilities in nats.
     """
-    length = int((response != world.pad_token).sum())
-    next_response = response.clone()
-    next_response[length] = action
-    terminated = action == world.end_token or length + 1 == world.max_length
-    reward = 0.0
-    if terminated:
-        reward = float(world.response_rewards(torch.tensor([prompt]), next_response[None]))
-    return next_response, reward, terminated
+    logps = logits[:, :-1].log_softmax(-1)
+    return logps.gather(-1, tokens[:, 1:, None])[..., 0]
 
 
-# (prompt, words so far, next word or "<end>"), in worlds with at most 3 and at most 5 tokens.
-_SHORT_STEPS = (
-    ("concert", "", "loud"),
-    ("film", "", "<end>"),  # an empty review
-    ("library", "very", "loud"),
-    ("meeting", "long", "<end>"),
-    ("film", "not very", "bad"),  # reaches the limit
-    ("nap", "good and", "long"),
-    ("film", "very good", "<end>"),  # an end token in the last position
-)
-_LONG_STEPS = (
-    ("holiday", "not", "loud"),
-    ("concert", "loud and great", "<end>"),
-    ("library", "dull but not", "loud"),
-    ("meeting", "not good but very", "long"),  # reaches the limit
-)
-_LONG_CORNERS = (
-    (
-        "film",
-        "good good good good",
-        "good",
-    ),  # repetition and broken grammar cost more than the praise earns
-    ("concert", "great and very loud", "<end>"),
-)
-
-
-def _steps(world: WordMDP, steps: tuple) -> list[tuple]:
-    """Return (world, prompt, response, action) for each step."""
-    calls = []
-    for prompt, so_far, word in steps:
-        words = [world.words.index(w) for w in so_far.split()]
-        response = torch.full((world.max_length,), world.pad_token)
-        response[: len(words)] = torch.tensor(words, dtype=torch.long)
-        action = world.end_token if word == "<end>" else world.words.index(word)
-        calls.append((world, world.prompt_index(prompt), response, action))
-    return calls
-
-
-def _step_cases() -> list[Case]:
-    short, long = WordMDP(max_length=3), WordMDP()
-    plain = _steps(short, _SHORT_STEPS) + _steps(long, _LONG_STEPS)
-    return make_cases(("world", "prompt", "response", "action"), plain, _steps(long, _LONG_CORNERS))
-
-
-def _judged(world, prompt, response) -> float:
-    return float(world.response_rewards(torch.tensor([prompt]), response[None]))
-
-
-def _step(world, prompt, response, action, position=None, over=None, paid=None, judged=None):
-    """Take the right step, except for what is passed in: position, end, payment or judge."""
-    length = int((response != world.pad_token).sum())
-    after = response.clone()
-    after[length if position is None else position(length, world)] = action
-    at_end, at_limit = action == world.end_token, length + 1 == world.max_length
-    terminated = at_end or at_limit if over is None else over(at_end, length, world)
-    pays = terminated if paid is None else paid(at_end, at_limit)
-    if not pays:
-        return after, 0.0, terminated
-    reward = _judged(world, prompt, after) if judged is None else judged(response, after)
-    return after, reward, terminated
-
-
-def _end_not_written(world, prompt, response, action):
-    if action != world.end_token:
-        return step_word_mdp(world, prompt, response, action)
-    return response.clone(), _judged(world, prompt, response), True
-
-
-_STEP = Exercise(
-    name="step_word_mdp",
-    notebook="03",
-    hints=(
-        "Answer three questions: where does the token go, is the response over, and what is the "
-        "reward?",
-        "Count the tokens that are not padding. The count is also the index of the next free "
-        "position.",
-        "A response is over after the end token, or when it has max_length tokens. Only then is "
-        "there a reward, and it is that of the whole new response.",
-    ),
-    solution=step_word_mdp,
-    cases=_step_cases,
-    mistakes=(
-        Mistake(
-            "reward at every step",
-            "You pay a reward before the response is over. Only complete reviews are judged, so "
-            "until then the reward is 0.",
-            lambda world, prompt, response, action: _step(
-                world, prompt, response, action, paid=lambda at_end, at_limit: True
-            ),
-        ),
-        Mistake(
-            "no reward",
-            "Your reward is 0 even when the response is over. How would the policy learn which "
-            "reviews are good?",
-            lambda world, prompt, response, action: _step(
-                world, prompt, response, action, paid=lambda at_end, at_limit: False
-            ),
-        ),
-        Mistake(
-            "not over at the limit",
-            "A response of max_length tokens is over, even without an end token. Do you count "
-            "the token that you just appended?",
-            lambda world, prompt, response, action: _step(
-                world, prompt, response, action, over=lambda at_end, length, world: at_end
-            ),
-        ),
-        Mistake(
-            "over only at the limit",
-            "The end token ends a response, no matter how short it is.",
-            lambda world, prompt, response, action: _step(
-                world,
-                prompt,
-                response,
-                action,
-                over=lambda at_end, length, world: length + 1 == world.max_length,
-            ),
-        ),
-        Mistake(
-            "over one word early",
-            "You end the response while there is still room for one more token. Is your length "
-            "the one before the step, or after it?",
-            lambda world, prompt, response, action: _step(
-                world,
-                prompt,
-                response,
-                action,
-                over=lambda at_end, length, world: at_end or length + 2 >= world.max_length,
-            ),
-        ),
-        Mistake(
-            "five words in every world",
-            "You always use a limit of 5 tokens, but it differs between worlds. Which attribute "
-            "of the world holds it?",
-            lambda world, prompt, response, action: _step(
-                world,
-                prompt,
-                response,
-                action,
-                over=lambda at_end, length, world: at_end or length + 1 == 5,
-            ),
-        ),
-        Mistake(
-            "nothing paid at the limit",
-            "You pay nothing for a response that is over because it reached the length limit. It "
-            "gets its reward too.",
-            lambda world, prompt, response, action: _step(
-                world, prompt, response, action, paid=lambda at_end, at_limit: at_end
-            ),
-        ),
-        Mistake(
-            "end token not written",
-            "You do not write the end token into the response. It is a token like any other: the "
-            "next state contains it, and the reward depends on it.",
-            _end_not_written,
-        ),
-        Mistake(
-            "last word overwritten",
-            "Your new token overwrites the last word. What is the index of the first free "
-            "position?",
-            lambda world, prompt, response, action: _step(
-                world, prompt, response, action, position=lambda length, world: length - 1
-            ),
-        ),
-        Mistake(
-            "always the first place",
-            "You always write the new token to the first position, even if there is a word in it.",
-            lambda world, prompt, response, action: _step(
-                world, prompt, response, action, position=lambda length, world: 0
-            ),
-        ),
-        Mistake(
-            "always the last place",
-            "You always write the new token to the last position, which leaves a gap of pads "
-            "before it.",
-            lambda world, prompt, response, action: _step(
-                world, prompt, response, action, position=lambda length, world: -1
-            ),
-        ),
-        Mistake(
-            "pads counted",
-            "You use the number of pads as the position of the new token. Which tokens should "
-            "you count instead?",
-            lambda world, prompt, response, action: _step(
-                world,
-                prompt,
-                response,
-                action,
-                position=lambda length, world: world.max_length - length,
-            ),
-        ),
-        Mistake(
-            "old response judged",
-            "You judge the response as it was before this step, without the new token.",
-            lambda world, prompt, response, action: _step(
-                world,
-                prompt,
-                response,
-                action,
-                judged=lambda before, after: _judged(world, prompt, before),
-            ),
-        ),
-        Mistake(
-            "prompt ignored",
-            "You judge every review as if it answered prompt 0. But people like a loud concert "
-            "and dislike a loud library.",
-            lambda world, prompt, response, action: _step(
-                world,
-                prompt,
-                response,
-                action,
-                judged=lambda before, after: _judged(world, 0, after),
-            ),
-        ),
-    ),
-    returns=("next response", "reward", "terminated"),
-)
+def _tokens(*shape: int, n: int, seed: int) -> Tensor:
+    return torch.randint(n, shape, generator=make_generator(seed))
 
 
 def _logits(*shape: int, seed: int) -> Tensor:
@@ -259,12 +34,192 @@ def _logits(*shape: int, seed: int) -> Tensor:
     return (100 * draws).round() / 100  # two digits: no two at one position are equal
 
 
-def _tokens(*shape: int, n_actions: int, seed: int) -> Tensor:
-    return torch.randint(n_actions, shape, generator=make_generator(seed))
-
-
 def _mask(*lengths: int, T: int) -> Tensor:
     return torch.arange(T) < torch.tensor(lengths)[:, None]
+
+
+def _of_tokens(values: Tensor, responses: Tensor) -> Tensor:
+    """Return the entries of values [B, T, A] at the tokens that were written, shape [B, T]."""
+    actions = responses.clamp(max=values.shape[-1] - 1)
+    return values.gather(-1, actions[..., None])[..., 0]
+
+
+# The mask
+
+
+def _mask_cases() -> list[Case]:
+    """Return cases of (responses, end_token). The pad has the id after the end token's, if any."""
+    plain = [
+        (torch.tensor([[0, 2]]), 2),
+        (torch.tensor([[1, 0, 3, 4], [2, 3, 4, 4]]), 3),
+        (torch.tensor([[0, 1, 2], [3, 4, 4], [0, 3, 4]]), 3),  # cut off, empty, and in between
+        (torch.tensor([[2, 3, 1, 0], [1, 3, 2, 3]]), 3),  # words after the end
+        (torch.tensor([[5, 2, 7, 7], [5, 7, 7, 7]]), 7),  # pads with the id of the end token
+        (_tokens(4, 6, n=4, seed=1), 3),
+    ]
+    corners = [
+        (torch.tensor([[0], [1], [2]]), 1),
+        (torch.tensor([[0, 0, 0], [1, 0, 1]]), 0),  # the end token has the first id
+        (torch.tensor([[2, 1, -100, -100]]), 1),
+    ]
+    return make_cases(("responses", "end_token"), plain, corners)
+
+
+def _positions(responses: Tensor) -> Tensor:
+    return torch.arange(responses.shape[-1]).expand(responses.shape)
+
+
+def _until_argmax(responses: Tensor, end_token: int) -> Tensor:
+    first = (responses == end_token).int().argmax(-1, keepdim=True)
+    return _positions(responses) <= first
+
+
+def _until_last_end(responses: Tensor, end_token: int) -> Tensor:
+    is_end = responses == end_token
+    ends_later = is_end.flip(-1).cumsum(-1).flip(-1) > 0
+    return ends_later | ~is_end.any(-1, keepdim=True)
+
+
+_MASK = Exercise(
+    name="response_mask",
+    notebook="03",
+    hints=(
+        "Which positions hold the end token? Compare the whole tensor with its id.",
+        "cumsum along a row counts how many end tokens there were up to each position.",
+        "A token is real if there was no end token before it. The end token itself is not before "
+        "itself.",
+    ),
+    solution=response_mask,
+    cases=_mask_cases,
+    mistakes=(
+        Mistake(
+            "end token left out",
+            "Your mask stops just before the end token. If it is never trained on, how does the "
+            "model learn to stop?",
+            lambda responses, end_token: (responses == end_token).cumsum(-1) == 0,
+        ),
+        Mistake(
+            "everything but end tokens",
+            "You leave out every end token and keep all the rest. What about the tokens that come "
+            "after the end?",
+            lambda responses, end_token: responses != end_token,
+        ),
+        Mistake(
+            "pads by their id",
+            "You recognise pads by their id. What if words, or more end tokens, follow the first "
+            "end token?",
+            lambda responses, end_token: responses != end_token + 1,
+        ),
+        Mistake(
+            "one too many",
+            "You also keep the token right after the end token. Which count includes the token "
+            "itself, and which does not?",
+            lambda responses, end_token: (
+                ((responses == end_token).cumsum(-1) - (responses == end_token).long()).cumsum(-1)
+                <= 1
+            ),
+        ),
+        Mistake(
+            "until the last end token",
+            "You keep everything up to the last end token. Where does the response end if there "
+            "are several?",
+            _until_last_end,
+        ),
+        Mistake(
+            "no end token",
+            "You find the first end token with argmax. What does argmax return in a row that has "
+            "none?",
+            _until_argmax,
+        ),
+        Mistake(
+            "counted down the batch",
+            "You count end tokens from one response to the next. Which dimension runs along the "
+            "words of a response?",
+            lambda responses, end_token: response_mask(responses.T, end_token).T,
+        ),
+    ),
+)
+
+# The shift
+
+
+def _shift_cases() -> list[Case]:
+    """Return cases of (logits, tokens)."""
+    plain = [
+        (torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]).double(), torch.tensor([[0, 1]])),
+        (_logits(1, 3, 3, seed=1), torch.tensor([[2, 0, 1]])),
+        (_logits(3, 5, 4, seed=2), _tokens(3, 5, n=4, seed=3)),
+        (_logits(2, 4, 6, seed=4).float(), _tokens(2, 4, n=6, seed=5)),
+    ]
+    prompts = _tokens(2, 4, n=3, seed=6)
+    prompts[:, 0] = torch.tensor([3, 7])  # first tokens that the network never predicts
+    surprising = torch.tensor([[[1000.0, -1000.0], [0.0, 0.0], [5.0, 5.0]]]).double()
+    corners = [
+        (_logits(2, 4, 3, seed=7), prompts),
+        (surprising, torch.tensor([[0, 1, 0]])),
+        (_logits(2, 1, 3, seed=8), torch.tensor([[1], [2]])),  # a prompt alone
+    ]
+    return make_cases(("logits", "tokens"), plain, corners)
+
+
+_SHIFT = Exercise(
+    name="next_token_logps",
+    notebook="03",
+    hints=(
+        "The network read L tokens, and the first was never predicted. How many can you score?",
+        "Cut the logits at one end and the tokens at the other, so that each row of logits meets "
+        "the token that it predicts.",
+        "log_softmax turns logits into log-probabilities, and gather picks the one of each token.",
+    ),
+    solution=next_token_logps,
+    cases=_shift_cases,
+    mistakes=(
+        Mistake(
+            "own position",
+            "You score each token with the logits of its own position, where the network has "
+            "already read it. At which position was it predicted?",
+            lambda logits, tokens: _of_tokens(logits[:, 1:].log_softmax(-1), tokens[:, 1:]),
+        ),
+        Mistake(
+            "no shift",
+            "You have as many results as tokens, so each token meets the logits of its own "
+            "position. At which position was it predicted?",
+            lambda logits, tokens: _of_tokens(logits.log_softmax(-1), tokens),
+        ),
+        Mistake(
+            "no shift, cut short",
+            "You cut the last position from both, so each token still meets the logits of its own "
+            "position. Which end of the tokens has to go?",
+            lambda logits, tokens: _of_tokens(logits[:, :-1].log_softmax(-1), tokens[:, :-1]),
+        ),
+        Mistake(
+            "wrong direction",
+            "You score each token with the logits of the position after it. Does the network "
+            "predict what comes next, or what came before?",
+            lambda logits, tokens: _of_tokens(logits[:, 1:].log_softmax(-1), tokens[:, :-1]),
+        ),
+        Mistake(
+            "round the corner",
+            "Your last position scores the first token: roll moves it round to the end. What is "
+            "there to score after the last token?",
+            lambda logits, tokens: _of_tokens(logits.log_softmax(-1), tokens.roll(-1, 1)),
+        ),
+        Mistake(
+            "not normalised",
+            "You return raw logits. They equal log-probabilities only up to a constant, a new one "
+            "at each position. Which function removes it?",
+            lambda logits, tokens: _of_tokens(logits[:, :-1], tokens[:, 1:]),
+        ),
+        Mistake(
+            "sign",
+            "A log-probability is never above 0, and yours is never below. Did you return a loss?",
+            lambda logits, tokens: -next_token_logps(logits, tokens),
+        ),
+    ),
+    differentiable=("logits",),
+)
+
+# The chain rule
 
 
 def _sequence_cases() -> list[Case]:
@@ -276,30 +231,18 @@ def _sequence_cases() -> list[Case]:
         # Valid actions in masked positions, so that a forgotten mask changes the result.
         (_logits(2, 3, 3, seed=1), torch.tensor([[2, 1, 0], [0, 2, 2]]), _mask(2, 3, T=3)),
         (_logits(1, 3, 4, seed=2), torch.tensor([[3, 0, 1]]), _mask(2, T=3)),
-        (
-            _logits(4, 5, 6, seed=3).float(),
-            _tokens(4, 5, n_actions=6, seed=4),
-            _mask(1, 5, 3, 4, T=5),
-        ),
+        (_logits(4, 5, 6, seed=3).float(), _tokens(4, 5, n=6, seed=4), _mask(1, 5, 3, 4, T=5)),
     ]
     pads = torch.tensor([[2, 3, 3], [0, 1, 2]])  # the pad token is 3, one beyond the actions
     garbage = _logits(2, 3, 3, seed=5).masked_fill(~_mask(1, 3, T=3)[..., None], 30.0)
     garbage[0, 1:, 0] = -30.0
     sure = torch.tensor([[[1000.0, -1000.0], [0.0, 0.0]]]).double()
-    large = torch.tensor([[[1000.0, 1000.0], [-1000.0, -1001.0]]]).double()
     corners = [
         (_logits(2, 3, 3, seed=6), pads, _mask(1, 3, T=3)),
         (garbage, pads, _mask(1, 3, T=3)),
         (sure, torch.tensor([[1, 0]]), _mask(2, T=2)),  # certain of one, and the other was written
-        (large, torch.tensor([[1, 0]]), _mask(2, T=2)),
     ]
     return make_cases(("logits", "responses", "mask"), plain, corners)
-
-
-def _of_tokens(values: Tensor, responses: Tensor) -> Tensor:
-    """Return the entries of values [B, T, A] at the tokens that were written, shape [B, T]."""
-    actions = responses.clamp(max=values.shape[-1] - 1)
-    return values.gather(-1, actions[..., None])[..., 0]
 
 
 def _token_sum(values: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
@@ -307,8 +250,7 @@ def _token_sum(values: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
 
 
 def _pads_gathered(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
-    logps = logits.log_softmax(-1).gather(-1, responses[..., None])[..., 0]
-    return (logps * mask).sum(-1)
+    return (logits.log_softmax(-1).gather(-1, responses[..., None])[..., 0] * mask).sum(-1)
 
 
 def _without_last(mask: Tensor) -> Tensor:
@@ -319,11 +261,9 @@ _SEQUENCE = Exercise(
     name="sequence_logps",
     notebook="03",
     hints=(
-        "log_softmax over the last dimension turns logits into log-probabilities.",
-        "Each position has A log-probabilities. You need the one of the token that was written, "
-        "and gather picks it out.",
-        "Before you gather, replace the pads by any valid id. After it, set what you gathered "
-        "there to 0.",
+        "Get the log-probability of each token first, as in exercise 2, but without the shift.",
+        "Before you gather, replace the pads by any valid id. Set what you gathered there to 0.",
+        "The chain rule multiplies probabilities. What happens to their logarithms?",
     ),
     solution=losses.sequence_logps,
     cases=_sequence_cases,
@@ -353,76 +293,40 @@ _SEQUENCE = Exercise(
             ),
         ),
         Mistake(
-            "shifted by one",
-            "You pair the logits of each position with the token of the next. Here logits[:, t] "
-            "already belong to the token responses[:, t].",
+            "shifted twice",
+            "You shift again and pair the logits of each position with the next token. Which token "
+            "do logits[:, t] belong to here?",
             lambda logits, responses, mask: _token_sum(
                 logits[:, :-1].log_softmax(-1), responses[:, 1:], mask[:, 1:]
             ),
         ),
         Mistake(
             "last token forgotten",
-            "You leave out the last real token of each response. It counts even if it is the end "
-            "token, because stopping is a decision too.",
+            "You leave out the last real token of each response. Is stopping not a decision too?",
             lambda logits, responses, mask: _token_sum(
                 logits.log_softmax(-1), responses, _without_last(mask)
             ),
         ),
         Mistake(
             "not normalised",
-            "You add raw logits. They equal log-probabilities only up to a constant, a different "
-            "one at each position.",
+            "You add raw logits. They equal log-probabilities only up to a constant, a new one at "
+            "each position. Which function removes it?",
             lambda logits, responses, mask: _token_sum(logits, responses, mask),
-        ),
-        Mistake(
-            "sum of probabilities",
-            "You add probabilities. What do you add along a sequence: probabilities, or their "
-            "logarithms?",
-            lambda logits, responses, mask: _token_sum(logits.softmax(-1), responses, mask),
-        ),
-        Mistake(
-            "probability, not its logarithm",
-            "This is the probability π(y|x) itself. Return its logarithm.",
-            lambda logits, responses, mask: losses.sequence_logps(logits, responses, mask).exp(),
-        ),
-        Mistake(
-            "softmax over positions",
-            "Your softmax runs over the positions. Which dimension of the logits lists the "
-            "tokens that the policy chooses from?",
-            lambda logits, responses, mask: _token_sum(logits.log_softmax(1), responses, mask),
-        ),
-        Mistake(
-            "likeliest token",
-            "You take the most likely token of each position. Which token was actually written?",
-            lambda logits, responses, mask: (
-                logits.log_softmax(-1).amax(-1).masked_fill(~mask, 0.0).sum(-1)
-            ),
-        ),
-        Mistake(
-            "summed over the batch",
-            "You return one number for the whole batch. Return one log-probability for each "
-            "response.",
-            lambda logits, responses, mask: losses.sequence_logps(logits, responses, mask).sum(),
-        ),
-        Mistake(
-            "sign",
-            "A log-probability is never above 0. Your result has the opposite sign, like a loss.",
-            lambda logits, responses, mask: -losses.sequence_logps(logits, responses, mask),
         ),
         Mistake(
             "pad as an action",
             "This works until there is a pad token. Its id is larger than that of any action, so "
-            "there is no logit to gather. If you apply the mask only after that, it is too late.",
+            "there is no logit to gather. Is it enough to apply the mask after that?",
             _pads_gathered,
         ),
         Mistake(
             "underflow",
-            "This works until a probability is too small for floating point. Then the softmax is "
-            "0 and its logarithm is −∞. Torch has a function that does both in one step.",
+            "This works until a probability is too small for floating point. Then the softmax is 0 "
+            "and its logarithm −∞. Which function of torch does both in one step?",
             lambda logits, responses, mask: _token_sum(logits.softmax(-1).log(), responses, mask),
         ),
     ),
     differentiable=("logits",),
 )
 
-EXERCISES = (_STEP, _SEQUENCE)
+EXERCISES = (_MASK, _SHIFT, _SEQUENCE)

@@ -3,35 +3,51 @@
 import torch
 
 
-def step_with_a_list(world, prompt, response, action):
-    words = [token for token in response.tolist() if token != world.pad_token]
-    words.append(int(action))
-    terminated = words[-1] == world.end_token or len(words) >= world.max_length
-    padded = words + [world.pad_token] * (world.max_length - len(words))
-    next_response = torch.tensor(padded)
-    if not terminated:
-        return next_response, 0.0, False
-    reward = world.response_rewards(torch.tensor([prompt]), next_response.unsqueeze(0))
-    return next_response, reward.item(), True
+def mask_by_cumsum(responses, end_token):
+    is_end = (responses == end_token).int()
+    return (torch.cumsum(is_end, dim=1) - is_end) == 0
 
 
-def step_with_where(world, prompt, response, action):
-    is_free = response == world.pad_token
-    is_next = is_free & (is_free.cumsum(0) == 1)
-    after = torch.where(is_next, action, response)
-    terminated = (after == world.end_token).any() | (after != world.pad_token).all()
-    reward = world.response_rewards(torch.tensor([prompt]), after[None])[0]
-    return after, reward * terminated, terminated
+def mask_by_loops(responses, end_token):
+    mask = torch.zeros(responses.shape, dtype=torch.bool)
+    for b, row in enumerate(responses.tolist()):
+        for t, token in enumerate(row):
+            mask[b, t] = True
+            if token == end_token:
+                break
+    return mask
 
 
-def step_by_the_environment(world, prompt, response, action):
-    world.reset(options={"prompt": prompt})
-    for token in response.tolist():
-        if token == world.pad_token:
-            break
-        world.step(token)
-    state, reward, terminated, _, _ = world.step(action)
-    return [torch.from_numpy(state["response"]), reward, terminated]
+def mask_by_first_end(responses, end_token):
+    T = responses.shape[1]
+    t = torch.arange(T)
+    first = torch.where(responses == end_token, t, T).min(dim=1, keepdim=True).values
+    return t <= first
+
+
+def mask_by_shifted_product(responses, end_token):
+    goes_on = (responses != end_token).int()
+    before = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1)
+    return before.cumprod(1).bool()
+
+
+def next_by_gather(logits, tokens):
+    logps = torch.log_softmax(logits, dim=-1)[:, :-1, :]
+    return torch.gather(logps, 2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
+
+
+def next_by_cross_entropy(logits, tokens):
+    positions = logits[:, :-1].transpose(1, 2)
+    return -torch.nn.functional.cross_entropy(positions, tokens[:, 1:], reduction="none")
+
+
+def next_by_loops(logits, tokens):
+    columns = []
+    for t in range(1, tokens.shape[1]):
+        row = logits[:, t - 1]
+        taken = row[torch.arange(len(row)), tokens[:, t]]
+        columns.append(taken - torch.logsumexp(row, dim=-1))
+    return torch.stack(columns, dim=1) if columns else logits[:, :0, 0]
 
 
 def sequence_by_gather(logits, responses, mask):
@@ -68,7 +84,13 @@ def sequence_by_categorical(logits, responses, mask):
 
 
 RIGHT = {
-    "step_word_mdp": [step_with_a_list, step_with_where, step_by_the_environment],
+    "response_mask": [
+        mask_by_cumsum,
+        mask_by_loops,
+        mask_by_first_end,
+        mask_by_shifted_product,
+    ],
+    "next_token_logps": [next_by_gather, next_by_cross_entropy, next_by_loops],
     "sequence_logps": [
         sequence_by_gather,
         sequence_by_cross_entropy,
@@ -78,124 +100,42 @@ RIGHT = {
 }
 
 
-def judge(world, prompt, response):
-    return world.response_rewards(torch.tensor([prompt]), response[None]).item()
+def mask_before_the_end(responses, end_token):
+    return torch.cumprod((responses != end_token).int(), dim=1).bool()
 
 
-def append(world, response, action):
-    n = (response < world.pad_token).sum()
-    return torch.cat([response[:n], torch.tensor([action]), response[n + 1 :]])
+def mask_after_the_end_too(responses, end_token):
+    mask = mask_by_cumsum(responses, end_token)
+    mask[:, 1:] |= mask[:, :-1].clone()
+    return mask
 
 
-def n_words(world, response):
-    return (response != world.pad_token).sum().item()
+def mask_to_the_last_end(responses, end_token):
+    mask = torch.ones_like(responses, dtype=torch.bool)
+    for b in range(len(responses)):
+        ends = (responses[b] == end_token).nonzero()
+        if len(ends):
+            mask[b, ends[-1] + 1 :] = False
+    return mask
 
 
-def pays_always(world, prompt, response, action):
-    after = append(world, response, action)
-    over = action == world.end_token or n_words(world, after) == world.max_length
-    return after, judge(world, prompt, after), over
+def mask_with_argmax(responses, end_token):
+    last = (responses == end_token).float().argmax(dim=1)
+    return torch.arange(responses.shape[1])[None] <= last[:, None]
 
 
-def pays_never(world, prompt, response, action):
-    after = append(world, response, action)
-    return after, 0.0, action == world.end_token or world.pad_token not in after.tolist()
+def mask_down_the_batch(responses, end_token):
+    is_end = (responses == end_token).long()
+    return is_end.cumsum(0) - is_end == 0
 
 
-def ends_by_the_end_token_only(world, prompt, response, action):
-    after = append(world, response, action)
-    if action == world.end_token:
-        return after, judge(world, prompt, after), True
-    return after, 0.0, False
+def pick(values, tokens):
+    return values.gather(2, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def ends_one_word_late(world, prompt, response, action):
-    length = n_words(world, response)
-    after = append(world, response, action)
-    over = action == world.end_token or length == world.max_length
-    return after, judge(world, prompt, after) if over else 0.0, over
-
-
-def ends_at_the_limit_only(world, prompt, response, action):
-    after = append(world, response, action)
-    over = world.pad_token not in after.tolist()
-    return after, judge(world, prompt, after) if over else 0.0, over
-
-
-def ends_one_word_early(world, prompt, response, action):
-    after = append(world, response, action)
-    over = action == world.end_token or n_words(world, after) >= world.max_length - 1
-    return after, judge(world, prompt, after) if over else 0.0, over
-
-
-def ends_after_five(world, prompt, response, action):
-    after = append(world, response, action)
-    over = action == world.end_token or n_words(world, after) == 5
-    return after, judge(world, prompt, after) if over else 0.0, over
-
-
-def pays_for_the_end_token_only(world, prompt, response, action):
-    after = append(world, response, action)
-    over = action == world.end_token or n_words(world, after) == world.max_length
-    return after, judge(world, prompt, after) if action == world.end_token else 0.0, over
-
-
-def stops_without_a_token(world, prompt, response, action):
-    if action == world.end_token:
-        return response, judge(world, prompt, response), True
-    after = append(world, response, action)
-    over = n_words(world, after) == world.max_length
-    return after, judge(world, prompt, after) if over else 0.0, over
-
-
-def finish(world, prompt, response, action, after):
-    over = action == world.end_token or n_words(world, response) + 1 == world.max_length
-    return after, judge(world, prompt, after) if over else 0.0, over
-
-
-def overwrites(world, prompt, response, action):
-    after = response.clone()
-    after[n_words(world, response) - 1] = action
-    return finish(world, prompt, response, action, after)
-
-
-def writes_first(world, prompt, response, action):
-    after = torch.cat([torch.tensor([action]), response[1:]])
-    return finish(world, prompt, response, action, after)
-
-
-def writes_last(world, prompt, response, action):
-    after = torch.cat([response[:-1], torch.tensor([action])])
-    return finish(world, prompt, response, action, after)
-
-
-def counts_pads(world, prompt, response, action):
-    after = response.clone()
-    after[(response == world.pad_token).sum()] = action
-    return finish(world, prompt, response, action, after)
-
-
-def judges_the_old(world, prompt, response, action):
-    after = append(world, response, action)
-    over = action == world.end_token or world.pad_token not in after.tolist()
-    return after, judge(world, prompt, response) if over else 0.0, over
-
-
-def judges_prompt_0(world, prompt, response, action):
-    after = append(world, response, action)
-    over = action == world.end_token or world.pad_token not in after.tolist()
-    return after, judge(world, 0, after) if over else 0.0, over
-
-
-def changes_in_place(world, prompt, response, action):
-    response[n_words(world, response)] = action
-    over = action == world.end_token or world.pad_token not in response.tolist()
-    return response, judge(world, prompt, response) if over else 0.0, over
-
-
-def appends_to_the_end(world, prompt, response, action):
-    after = torch.cat([response, torch.tensor([action])])
-    return after, 0.0, action == world.end_token
+def next_rolled(logits, tokens):
+    later = torch.cat([tokens[:, 1:], tokens[:, :1]], dim=1)
+    return pick(logits.log_softmax(-1), later)
 
 
 def take(values, responses):
@@ -207,22 +147,9 @@ def masked_logps(logits, responses, mask):
     return torch.where(mask, take(torch.log_softmax(logits, 2), responses), 0.0)
 
 
-def product_of_probabilities(logits, responses, mask):
-    return torch.where(mask, take(torch.softmax(logits, 2), responses), 1.0).prod(1)
-
-
 def without_the_last_token(logits, responses, mask):
     later = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
     return masked_logps(logits, responses, later)
-
-
-def summed_later(logits, responses, mask):
-    return torch.sum(masked_logps(logits, responses, mask))
-
-
-def greedy(logits, responses, mask):
-    best = torch.log_softmax(logits, -1).max(-1).values
-    return torch.where(mask, best, torch.zeros_like(best)).sum(-1)
 
 
 def sequence_detached(logits, responses, mask):
@@ -230,25 +157,28 @@ def sequence_detached(logits, responses, mask):
 
 
 WRONG = {
-    "step_word_mdp": [
-        (pays_always, "reward at every step"),
-        (pays_never, "no reward"),
-        (ends_by_the_end_token_only, "not over at the limit"),
-        (ends_one_word_late, "not over at the limit"),
-        (ends_at_the_limit_only, "over only at the limit"),
-        (ends_one_word_early, "over one word early"),
-        (ends_after_five, "five words in every world"),
-        (pays_for_the_end_token_only, "nothing paid at the limit"),
-        (stops_without_a_token, "end token not written"),
-        (overwrites, "last word overwritten"),
-        (writes_first, "always the first place"),
-        (writes_last, "always the last place"),
-        (counts_pads, "pads counted"),
-        (judges_the_old, "old response judged"),
-        (judges_prompt_0, "prompt ignored"),
-        (changes_in_place, None),
-        (appends_to_the_end, None),
-        (lambda world, prompt, response, action: append(world, response, action), None),
+    "response_mask": [
+        (mask_before_the_end, "end token left out"),
+        (lambda y, e: ~(y == e), "everything but end tokens"),
+        (lambda y, e: y.ne(e + 1), "pads by their id"),
+        (mask_after_the_end_too, "one too many"),
+        (mask_to_the_last_end, "until the last end token"),
+        (mask_with_argmax, "no end token"),
+        (mask_down_the_batch, "counted down the batch"),
+        (lambda y, e: ~mask_by_cumsum(y, e), None),
+        (lambda y, e: mask_by_cumsum(y, e).sum(1), None),
+    ],
+    "next_token_logps": [
+        (lambda z, y: pick(z.log_softmax(-1), y)[:, 1:], "own position"),
+        (lambda z, y: pick(z.log_softmax(-1), y), "no shift"),
+        (lambda z, y: pick(z.log_softmax(-1), y)[:, :-1], "no shift, cut short"),
+        (lambda z, y: pick(z[:, 1:].log_softmax(-1), y[:, :-1]), "wrong direction"),
+        (next_rolled, "round the corner"),
+        (lambda z, y: pick(z[:, :-1], y[:, 1:]), "not normalised"),
+        (lambda z, y: -next_by_gather(z, y), "sign"),
+        (lambda z, y: next_by_gather(z, y).detach(), None),
+        (lambda z, y: z[:, :-1].log_softmax(-1), None),
+        (lambda z, y: pick(z[:, :-1].softmax(-1), y[:, 1:]), None),
     ],
     "sequence_logps": [
         (lambda z, y, m: masked_logps(z, y, m).sum(1) / m.sum(1), "mean over the tokens"),
@@ -256,19 +186,10 @@ WRONG = {
         (lambda z, y, m: take(z.log_softmax(-1), y).sum(-1), "mask forgotten"),
         (
             lambda z, y, m: masked_logps(z[:, :-1], y[:, 1:], m[:, 1:]).sum(-1),
-            "shifted by one",
+            "shifted twice",
         ),
         (lambda z, y, m: without_the_last_token(z, y, m).sum(1), "last token forgotten"),
         (lambda z, y, m: (take(z, y) * m).sum(1), "not normalised"),
-        (lambda z, y, m: (take(z.softmax(-1), y) * m).sum(1), "sum of probabilities"),
-        (product_of_probabilities, "probability, not its logarithm"),
-        (
-            lambda z, y, m: torch.where(m, take(z.log_softmax(dim=-2), y), 0.0).sum(1),
-            "softmax over positions",
-        ),
-        (greedy, "likeliest token"),
-        (summed_later, "summed over the batch"),
-        (lambda z, y, m: -masked_logps(z, y, m).sum(1), "sign"),
         (
             lambda z, y, m: torch.where(
                 m, z.log_softmax(2).gather(2, y.unsqueeze(2)).squeeze(2), 0.0
