@@ -126,7 +126,7 @@ _RETURN = Exercise(
         ),
         Mistake(
             "last square left out",
-            "You leave out the last step. Where is the goal on a path that reaches it?",
+            "You leave out the last step. On a path that reaches the goal, which step earns it?",
             lambda rewards, squares, mask: _paid(
                 rewards, squares, mask & (_steps(mask) < mask.sum(-1, keepdim=True))
             ).sum(-1),
@@ -249,7 +249,8 @@ _BACKUP = Exercise(
         ),
         Mistake(
             "mean over the actions",
-            "This is the value of walking at random. What does a planner do with its actions?",
+            "You average over the actions, as if the step were random. Which action does a planner "
+            "take?",
             lambda values, rewards, successors, is_end: _at_ends_0(
                 (rewards + values)[successors].mean(-1), is_end
             ),
