@@ -18,7 +18,6 @@ FIRST_EDITION = {
     "00_start_here",
     "01_preferences_not_ratings",
     "05_reward_model",
-    "06_gibbs_optimum",
     "08_ppo",
     "09_reward_hacking",
     "10_dpo",
