@@ -391,8 +391,7 @@ _KKT = Exercise(
         ),
         Mistake(
             "clamped",
-            "The derivative at π(y) = 0 is infinite. What does your function return there, and "
-            "what would an optimiser conclude from it?",
+            "Your result is finite where π(y) = 0. What is log π(y) there?",
             lambda logps, ref, r, beta, lam: kkt_residual(
                 logps.clamp(min=math.log(1e-12)), ref, r, beta, lam
             ),
