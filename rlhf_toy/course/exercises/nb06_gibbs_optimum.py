@@ -1,4 +1,4 @@
-"""The exercises of notebook 06: the KL divergence, the objective, and its optimum."""
+"""The exercises of notebook 06: KL divergence, stationarity, and the optimum with its log Z."""
 
 from __future__ import annotations
 
@@ -53,25 +53,33 @@ def _tilt_cases() -> list[Case]:
     return make_cases(("ref_logps", "rewards", "beta"), plain, corners)
 
 
-def _objective_cases() -> list[Case]:
+def _kkt_cases() -> list[Case]:
     plain = [
-        (_log(0.5, 0.5), _log(0.25, 0.75), float64(1.0, 0.0), 1.0),
-        (_log(0.9, 0.1), _log(0.5, 0.5), float64(1.0, -0.5), 0.5),
-        (*(random_logps(3, seed=seed) for seed in (1, 2)), random_numbers(3, seed=3), 2.0),
-        (*(random_logps(1, 3, seed=seed) for seed in (4, 5)), random_numbers(1, 3, seed=6), 0.5),
-        (*(random_logps(2, 4, seed=seed) for seed in (7, 8)), random_numbers(2, 4, seed=9), 0.7),
-        (
-            *(random_logps(2, 2, 3, seed=seed).float() for seed in (10, 11)),
-            random_numbers(2, 2, 3, seed=12).float(),
-            1.5,
-        ),
+        (_log(0.5, 0.5), _log(0.25, 0.75), float64(1.0, 0.0), 1.0, _number(0.3)),
+        (_log(0.9, 0.1), _log(0.5, 0.5), float64(1.0, -0.5), 0.5, _number(-0.2)),
+        (*_policies(3, seed=1), random_numbers(3, seed=3), 2.0, _number(1.2)),
+        (*_policies(1, 3, seed=4), random_numbers(1, 3, seed=6), 0.5, float64(0.7)),
+        (*_policies(2, 4, seed=7), random_numbers(2, 4, seed=9), 0.7, float64(0.4, -1.1)),
+        (*_policies(2, 2, 3, seed=10), random_numbers(2, 2, 3, seed=12), 1.5, _table()),
     ]
     corners = [
-        (_log(1.0, 0.0), _log(0.5, 0.5), float64(1.0, 1000.0), 1.0),  # greedy
-        (_log(1.0, 0.0), _log(1.0, 0.0), float64(1.0, 5.0), 1.0),
-        (_log(0.5, 0.5), _log(1.0, 0.0), float64(1.0, 5.0), 1.0),  # an infinite KL
+        (_log(1.0, 0.0), _log(0.5, 0.5), float64(1.0, 1000.0), 1.0, _number(0.0)),  # greedy
+        (float64(0.0, -900.0), _log(0.5, 0.5), float64(1.0, 2.0), 1e-3, _number(0.5)),
     ]
-    return make_cases(("logps", "ref_logps", "rewards", "beta"), plain, corners)
+    names = ("logps", "ref_logps", "rewards", "beta", "multiplier")
+    return make_cases(names, plain, corners)
+
+
+def _policies(*shape: int, seed: int) -> tuple[Tensor, Tensor]:
+    return random_logps(*shape, seed=seed), random_logps(*shape, seed=seed + 1)
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _table() -> Tensor:
+    return float64([0.5, -0.3], [1.4, 0.2])
 
 
 def _naive_kl(logp: Tensor, logq: Tensor) -> Tensor:
@@ -291,78 +299,104 @@ _GIBBS = Exercise(
 )
 
 
-def _objective(
-    logps: Tensor, ref_logps: Tensor, rewards: Tensor, beta: float, kl: Tensor | None = None
+def kkt_residual(
+    logps: Tensor, ref_logps: Tensor, rewards: Tensor, beta: float, multiplier: Tensor
 ) -> Tensor:
-    kl = exact.kl_divergence(logps, ref_logps) if kl is None else kl
-    return exact.expected_reward(logps, rewards) - beta * kl
+    """Return the Lagrangian's derivative r − β (log π − log π_ref + 1) + λ for each response.
+
+    Args:
+        logps: [..., Y] log π(y|x).
+        ref_logps: [..., Y] log π_ref(y|x), finite.
+        rewards: [..., Y] in logits.
+        beta: strength of the KL penalty.
+        multiplier: [...] λ(x) in logits.
+
+    Returns:
+        [..., Y] in logits: 0 everywhere at the optimum, inf where π is 0.
+    """
+    return rewards - beta * (logps - ref_logps + 1) + multiplier[..., None]
 
 
-_OBJECTIVE = Exercise(
-    name="objective",
+_KKT = Exercise(
+    name="kkt_residual",
     notebook="06",
     hints=(
-        "There are two terms: the policy's expected reward, and a penalty of β for each nat of "
-        "KL from the reference.",
-        "Both are expectations under the policy π. Use kl_divergence for the second.",
+        "The derivative has three parts: the reward, the price of the KL, and the multiplier.",
+        "The multiplier has one number for each prompt, shape [...]. Add a last dimension before "
+        "you add it to [..., Y].",
+        "The derivative of π log π is log π + 1, so the KL term is β (log π − log π_ref + 1).",
     ),
-    solution=exact.objective,
-    cases=_objective_cases,
+    solution=kkt_residual,
+    cases=_kkt_cases,
     mistakes=(
         Mistake(
+            "product rule",
+            "You differentiate log π, but π in front of it depends on π too. What does the "
+            "product rule give for π log π?",
+            lambda logps, ref, r, beta, lam: kkt_residual(logps, ref, r, beta, lam + beta),
+        ),
+        Mistake(
+            "one without beta",
+            "Your 1 is outside the bracket. Which factor does the whole KL term have?",
+            lambda logps, ref, r, beta, lam: kkt_residual(logps, ref, r, beta, lam + beta - 1),
+        ),
+        Mistake(
+            "sign of the multiplier",
+            "You subtract the multiplier. Which sign does λ have in the Lagrangian?",
+            lambda logps, ref, r, beta, lam: kkt_residual(logps, ref, r, beta, -lam),
+        ),
+        Mistake(
+            "multiplier forgotten",
+            "Your result does not depend on the multiplier. What does the constraint add to the "
+            "derivative?",
+            lambda logps, ref, r, beta, lam: kkt_residual(logps, ref, r, beta, 0 * lam),
+        ),
+        Mistake(
+            "swapped",
+            "You have log π_ref − log π in the price. Which policy's divergence does J subtract?",
+            lambda logps, ref, r, beta, lam: (
+                r - beta * (ref - logps + 1) + lam.unsqueeze(-1).expand_as(r)
+            ),
+        ),
+        Mistake(
             "sign of the KL",
-            "You reward the policy for moving away from the reference. That should cost something.",
-            lambda logps, ref_logps, rewards, beta: _objective(logps, ref_logps, rewards, -beta),
+            "You add the price of the KL instead of subtracting it. Does J reward a policy for "
+            "leaving the reference?",
+            lambda logps, ref, r, beta, lam: kkt_residual(logps, ref, r, -beta, lam),
         ),
         Mistake(
             "beta forgotten",
             "Your result does not depend on β. What does one nat of KL cost?",
-            lambda logps, ref_logps, rewards, beta: _objective(logps, ref_logps, rewards, 1.0),
+            lambda logps, ref, r, beta, lam: kkt_residual(logps, ref, r, 1.0, lam),
         ),
         Mistake(
-            "KL forgotten",
-            "This is the expected reward alone. What keeps the policy close to the reference?",
-            lambda logps, ref_logps, rewards, beta: exact.expected_reward(logps, rewards),
+            "reference forgotten",
+            "Your result does not depend on π_ref. You differentiated the entropy of π; what else "
+            "is in the KL?",
+            lambda logps, ref, r, beta, lam: kkt_residual(logps, 0 * ref, r, beta, lam),
         ),
         Mistake(
-            "swapped KL",
-            "Your KL is the wrong way round. The objective contains KL(π ‖ π_ref).",
-            lambda logps, ref_logps, rewards, beta: _objective(
-                logps, ref_logps, rewards, beta, exact.kl_divergence(ref_logps, logps)
+            "times the probability",
+            "You multiply by π(y), which gives the terms of the Lagrangian's sum. What is left of "
+            "a term π(y) r(y) when you differentiate it in π(y)?",
+            lambda logps, ref, r, beta, lam: (
+                logps.exp() * kkt_residual(logps, ref, r, beta, lam)
+            ).nan_to_num(0.0),
+        ),
+        Mistake(
+            "summed over responses",
+            "You sum over the responses. There is one derivative for each response, so keep the "
+            "last dimension.",
+            lambda logps, ref, r, beta, lam: kkt_residual(logps, ref, r, beta, lam).sum(-1),
+        ),
+        Mistake(
+            "clamped",
+            "Your result is finite where π(y) = 0. What is log π(y) there?",
+            lambda logps, ref, r, beta, lam: kkt_residual(
+                logps.clamp(min=math.log(1e-12)), ref, r, beta, lam
             ),
-        ),
-        Mistake(
-            "reward of the reference",
-            "You average the reward over the reference's responses. Whose responses does J judge?",
-            lambda logps, ref_logps, rewards, beta: (
-                exact.expected_reward(ref_logps, rewards)
-                - beta * exact.kl_divergence(logps, ref_logps)
-            ),
-        ),
-        Mistake(
-            "beta on the reward",
-            "You multiply the reward by β. Which of the two terms does β belong to?",
-            lambda logps, ref_logps, rewards, beta: (
-                beta * exact.expected_reward(logps, rewards) - exact.kl_divergence(logps, ref_logps)
-            ),
-        ),
-        Mistake(
-            "averaged over prompts",
-            "You average over the prompts. Return J for each prompt: sum over the last "
-            "dimension, and keep the others.",
-            lambda logps, ref_logps, rewards, beta: _objective(
-                logps, ref_logps, rewards, beta
-            ).mean(),
-        ),
-        Mistake(
-            "zero probability",
-            "A response that the policy never gives should contribute 0, but 0 · ∞ is NaN in "
-            "floating point. kl_divergence handles this case.",
-            lambda logps, ref_logps, rewards, beta: (
-                logps.exp() * (rewards - beta * (logps - ref_logps))
-            ).sum(-1),
         ),
     ),
 )
 
-EXERCISES = (_KL, _OBJECTIVE, _LOG_PARTITION, _GIBBS)
+EXERCISES = (_KL, _KKT, _LOG_PARTITION, _GIBBS)

@@ -24,7 +24,7 @@ from rlhf_toy.course.widgets.parts import (
     panels,
 )
 from rlhf_toy.exact import expected_reward, gibbs_policy, kl_divergence, log_partition, objective
-from rlhf_toy.plots import COLOURS
+from rlhf_toy.plots import COLOUR
 
 MOST = 6  # responses: there is no room for more bars and sliders
 BETAS = (0.01, 100.0)
@@ -175,8 +175,9 @@ def draw_optimum(figure: Figure, optimum: Optimum, names: Sequence[str]) -> None
 def _draw_bars(axes: Axes, optimum: Optimum, names: Sequence[str]) -> None:
     places = np.arange(len(names))
     before, after = optimum.ref_logps.exp().tolist(), optimum.logps.exp().tolist()
-    axes.bar(places - 0.2, before, 0.4, label="π_ref", color="0.75", edgecolor="0.3")
-    axes.bar(places + 0.2, after, 0.4, label="π*", color=COLOURS[0], hatch="//", edgecolor="w")
+    axes.bar(places - 0.2, before, 0.4, label="π_ref", color=COLOUR["reference"])
+    colour = COLOUR["optimum"]
+    axes.bar(places + 0.2, after, 0.4, label="π*", color=colour, hatch="//", edgecolor="w")
     for place, old, new in zip(places, before, after, strict=True):
         for at, share in ((place - 0.2, old), (place + 0.2, new)):
             axes.text(at, share + 0.012, f"{share:.0%}", ha="center", fontsize=7.5)
@@ -198,14 +199,15 @@ def _draw_frontier(axes: Axes, optimum: Optimum) -> None:
     line = np.array([-0.05, 1.1]) * width
     tangent = optimum.objective + optimum.beta * line
     axes.plot(kls, rewards, color="0.25", label="Gibbs policies for all β")
-    axes.plot(line, tangent, "--", color=COLOURS[1], linewidth=1.3, label="reward = J* + β KL")
-    axes.plot(kls[0], rewards[0], "s", color="0.5", markersize=8, label="π_ref (β → ∞)")
-    axes.plot(kls[-1], rewards[-1], "^", color=COLOURS[4], markersize=9, label="β → 0")
+    axes.plot(line, tangent, "--", color="0.5", linewidth=1.3, label="reward = J* + β KL")
+    grey, black = COLOUR["reference"], COLOUR["optimum"]
+    axes.plot(kls[0], rewards[0], "s", color=grey, markersize=8, label="π_ref (β → ∞)")
+    axes.plot(kls[-1], rewards[-1], "^", color=black, fillstyle="none", markersize=9, label="β → 0")
     axes.plot(
         optimum.kl,
         optimum.reward,
         "o",
-        color=COLOURS[0],
+        color=black,
         markersize=11,
         markeredgecolor="w",
         label=f"π* at β = {optimum.beta:.3g}",

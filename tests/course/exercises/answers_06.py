@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 05, as students write them."""
+"""Answers to the exercises of notebook 06, as students write them."""
 
 import math
 
@@ -71,22 +71,24 @@ def gibbs_by_loops(ref_logps, rewards, beta):
     return torch.stack(rows).reshape(ref_logps.shape)
 
 
-def objective_term_by_term(logps, ref_logps, rewards, beta):
-    p = logps.exp()
-    ratio = torch.where(p > 0, logps - ref_logps, torch.zeros_like(logps))
-    return (p * rewards).sum(-1) - beta * (p * ratio).sum(-1)
+def kkt_by_formula(logps, ref_logps, rewards, beta, multiplier):
+    return rewards - beta * (logps - ref_logps + 1) + multiplier.unsqueeze(-1)
 
 
-def objective_inside_one_sum(logps, ref_logps, rewards, beta):
-    said = logps > -math.inf
-    inside = rewards - beta * (logps - ref_logps)
-    return torch.where(said, logps.exp() * inside, 0.0).sum(-1)
+def kkt_by_broadcasting_from_the_left(logps, ref_logps, rewards, beta, multiplier):
+    residual = (rewards - beta * logps + beta * ref_logps - beta).movedim(-1, 0)
+    return (residual + multiplier).movedim(0, -1)
 
 
-def objective_by_nansum(logps, ref_logps, rewards, beta):
-    earned = torch.einsum("...y,...y->...", logps.exp(), rewards)
-    paid = (logps.exp() * (logps - ref_logps)).nansum(-1)
-    return earned - beta * paid
+def kkt_by_loops(logps, ref_logps, rewards, beta, multiplier):
+    Y = logps.shape[-1]
+    rows = []
+    lams = multiplier.reshape(-1)
+    for p, q, r, lam in zip(
+        logps.reshape(-1, Y), ref_logps.reshape(-1, Y), rewards.reshape(-1, Y), lams, strict=True
+    ):
+        rows.append([float(r[y] - beta * (p[y] - q[y]) - beta + lam) for y in range(Y)])
+    return torch.tensor(rows, dtype=torch.float64).reshape(logps.shape)
 
 
 RIGHT = {
@@ -97,7 +99,7 @@ RIGHT = {
         log_partition_by_logaddexp,
     ],
     "gibbs_policy": [gibbs_by_log_softmax, gibbs_by_subtraction, gibbs_by_loops],
-    "objective": [objective_term_by_term, objective_inside_one_sum, objective_by_nansum],
+    "kkt_residual": [kkt_by_formula, kkt_by_broadcasting_from_the_left, kkt_by_loops],
 }
 
 
@@ -123,15 +125,15 @@ def gibbs_naive(ref_logps, rewards, beta):
     return torch.log(weights / weights.sum(-1, keepdim=True))
 
 
-def objective_naive(logps, ref_logps, rewards, beta):
-    p = torch.exp(logps)
-    return (p * rewards).sum(-1) - beta * (p * (logps - ref_logps)).sum(-1)
+def kkt_clamped(logps, ref, r, beta, lam):
+    p = logps.exp().clamp(min=1e-12)
+    return r - beta * (torch.log(p) - ref + 1) + lam[..., None]
 
 
-def objective_swapped(logps, ref_logps, rewards, beta):
-    q = ref_logps.exp()
-    kl = torch.where(q > 0, q * (ref_logps - logps), 0.0).sum(-1)
-    return (logps.exp() * rewards).sum(-1) - beta * kl
+def kkt_terms(logps, ref, r, beta, lam):
+    p = logps.exp()
+    terms = p * r - beta * p * (logps - ref + 1) + lam[..., None] * p
+    return torch.where(p > 0, terms, 0.0)
 
 
 WRONG = {
@@ -184,31 +186,24 @@ WRONG = {
         (lambda ref, r, beta: torch.log(torch.softmax(ref + r / beta, -1)), "underflow"),
         (lambda ref, r, beta: torch.log_softmax(ref + r / beta, 0), None),
     ],
-    "objective": [
+    "kkt_residual": [
+        (lambda p, q, r, beta, lam: r - beta * (p - q) + lam[..., None], "product rule"),
+        (lambda p, q, r, beta, lam: r - beta * (p - q) - 1 + lam[..., None], "one without beta"),
         (
-            lambda logps, ref, r, beta: (logps.exp() * (r + beta * (logps - ref))).sum(-1),
-            "sign of the KL",
+            lambda p, q, r, beta, lam: r - beta * (p - q + 1) - lam[..., None],
+            "sign of the multiplier",
         ),
-        (lambda logps, ref, r, beta: objective_naive(logps, ref, r, 1.0), "beta forgotten"),
-        (lambda logps, ref, r, beta: (logps.exp() * r).sum(-1), "KL forgotten"),
-        (objective_swapped, "swapped KL"),
+        (lambda p, q, r, beta, lam: r - beta * (1 + p - q), "multiplier forgotten"),
+        (lambda p, q, r, beta, lam: r - beta * (q - p + 1) + lam[..., None], "swapped"),
+        (lambda p, q, r, beta, lam: r + beta * (p - q + 1) + lam[..., None], "sign of the KL"),
+        (lambda p, q, r, beta, lam: r - (p - q + 1) + lam[..., None], "beta forgotten"),
+        (lambda p, q, r, beta, lam: r - beta * (p + 1) + lam[..., None], "reference forgotten"),
+        (kkt_terms, "times the probability"),
         (
-            lambda logps, ref, r, beta: (
-                (ref.exp() * r).sum(-1) - beta * (logps.exp() * (logps - ref)).sum(-1)
-            ),
-            "reward of the reference",
+            lambda p, q, r, beta, lam: (r - beta * (p - q + 1) + lam[..., None]).sum(-1),
+            "summed over responses",
         ),
-        (
-            lambda logps, ref, r, beta: (
-                beta * (logps.exp() * r).sum(-1) - (logps.exp() * (logps - ref)).sum(-1)
-            ),
-            "beta on the reward",
-        ),
-        (
-            lambda logps, ref, r, beta: objective_naive(logps, ref, r, beta).mean(),
-            "averaged over prompts",
-        ),
-        (objective_naive, "zero probability"),
-        (lambda logps, ref, r, beta: (logps * (r - beta * (logps - ref))).sum(-1), None),
+        (kkt_clamped, "clamped"),
+        (lambda p, q, r, beta, lam: r / beta - (p - q + 1) + lam[..., None], None),
     ],
 }

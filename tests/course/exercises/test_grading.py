@@ -225,7 +225,7 @@ def test_progress_tells_done_tried_and_open(capsys):
     exercises.check("log_partition", lambda ref_logps, rewards, beta: rewards)  # done stays done
     capsys.readouterr()
     exercises.progress()
-    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("05")]
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("06")]
     assert "kl_divergence: open" in line
     assert "log_partition: done" in line
     assert "gibbs_policy: tried" in line
