@@ -23,7 +23,7 @@ COLOUR = {
     "learned reward": "#CC79A7", "chosen": "#0B7A75", "rejected": "#A23B3B",
     "comparisons": "#332288", "ratings": "#DDAA33", "policy gradient": "#6A3D9A",
     "ppo": "#0072B2", "ppo, true reward": "#004C6D", "rloo": "#56B4E9", "grpo": "#B8860B",
-    "dpo": "#D55E00", "online dpo": "#8B2E00", "best-of-n": "#556B2F",
+    "dr_grpo": "#9ACD32", "dpo": "#D55E00", "online dpo": "#8B2E00", "best-of-n": "#556B2F",
 }  # fmt: skip
 
 # Our defaults for matplotlib.

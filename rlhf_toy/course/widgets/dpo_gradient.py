@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rlhf_toy.checks import check_number
 from rlhf_toy.course.widgets.parts import Explorer, in_a_row, panels, slider
 from rlhf_toy.losses import dpo_loss
-from rlhf_toy.plots import COLOURS
+from rlhf_toy.plots import COLOUR
 
 LOG_RATIOS = (-6.0, 6.0)  # range of the sliders, nats
 BETAS = (0.05, 2.0)
@@ -60,10 +60,10 @@ def draw_push(figure: Figure, chosen_ratio: float, rejected_ratio: float, beta: 
     left.legend(fontsize=9)
     sides = (("chosen", chosen_ratio, found.chosen), ("rejected", rejected_ratio, found.rejected))
     for place, (name, ratio, strength) in enumerate(sides):
-        right.plot(ratio, place, "so"[place], color=COLOURS[place], markersize=11, label=name)
+        right.plot(ratio, place, "so"[place], color=COLOUR[name], markersize=11, label=name)
         # A push is at most β.
         tip = (ratio + ARROW * strength / beta, place)
-        style = {"arrowstyle": "->", "color": COLOURS[place], "linewidth": 2.5}
+        style = {"arrowstyle": "->", "color": COLOUR[name], "linewidth": 2.5}
         right.annotate("", tip, (ratio, place), arrowprops=style)
     right.axvline(0, color="0.6", linestyle=":")
     right.set_yticks((0, 1), ("chosen", "rejected"))

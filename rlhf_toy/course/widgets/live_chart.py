@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rlhf_toy.course.widgets.live_run import GAP, measurements
-from rlhf_toy.plots import COLOURS
+from rlhf_toy.plots import COLOUR
 from rlhf_toy.training import History
 
 HIGHEST_SHOWN = 2.0  # higher gaps are outside the chart; the text still gives them
@@ -41,7 +41,7 @@ def draw_gap(
         axes.plot(*gap_series(other), style, color="0.55", label=name)
     at, gaps = gap_series(history)
     if len(at) > 1:
-        axes.plot(at, gaps, "o-", color=COLOURS[2], markersize=5, label=label)
+        axes.plot(at, gaps, "o-", color=COLOUR["ppo"], markersize=5, label=label)
         axes.annotate(
             f"{gaps[-1]:.1%}", (at[-1], gaps[-1]), (0, 9), textcoords="offset points", ha="center"
         )

@@ -19,7 +19,7 @@ from rlhf_toy.course.widgets.parts import Explorer, button, in_a_row, labelled, 
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import n_states
 from rlhf_toy.models import Policy, RewardModel, check_fits
-from rlhf_toy.plots import COLOURS
+from rlhf_toy.plots import COLOUR
 
 END = "<end>"
 LIKELIEST = 3  # how many of the next words the text names
@@ -213,8 +213,8 @@ def _draw_next(axes: Axes, world: TextWorld, state: State) -> None:
     else:
         shares = state.next_logps.exp().tolist()
         # The end token is not a word, so its bar looks different.
-        bars = axes.barh(rows, shares, 0.75, color=COLOURS[0])
-        bars[world.end_token].set(facecolor="0.45", hatch="//", edgecolor="w")
+        bars = axes.barh(rows, shares, 0.75, color=COLOUR["reference"])
+        bars[world.end_token].set(facecolor="0.3", hatch="//", edgecolor="w")
         for row, share in zip(rows, shares, strict=True):
             axes.text(share + 0.01, row, f"{share:.1%}", va="center", fontsize=8)
     axes.set_yticks(rows, names, fontsize=9)
@@ -227,9 +227,9 @@ def _draw_next(axes: Axes, world: TextWorld, state: State) -> None:
 
 
 def _draw_rewards(axes: Axes, world: TextWorld, state: State) -> None:
-    lines = [("true reward", state.true_rewards, "o-", COLOURS[2])]
+    lines = [("true reward", state.true_rewards, "o-", COLOUR["true reward"])]
     if state.learned_rewards is not None:
-        lines.append(("learned reward", state.learned_rewards, "s--", COLOURS[1]))
+        lines.append(("learned reward", state.learned_rewards, "s--", COLOUR["learned reward"]))
     for name, rewards, style, colour in lines:
         axes.plot(range(len(rewards)), rewards, style, color=colour, label=name, markersize=7)
     n_words = len(state.true_rewards) - 1
