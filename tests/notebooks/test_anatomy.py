@@ -19,7 +19,6 @@ FIRST_EDITION = {
     "01_preferences_not_ratings",
     "02_bradley_terry",
     "03_two_views",
-    "05_reward_model",
     "06_gibbs_optimum",
     "08_ppo",
     "09_reward_hacking",
