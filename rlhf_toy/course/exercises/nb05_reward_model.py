@@ -306,7 +306,7 @@ _CALIBRATION = Exercise(
         ),
         Mistake(
             "squares",
-            "You square the difference of each bin. Which unit has the result then?",
+            "You square the difference of each bin. What unit does the result have then?",
             lambda predicted, won, bins: (
                 (_by_bin(predicted, won, bins)[0] * _by_bin(predicted, won, bins)[1] ** 2).sum()
                 / len(predicted)
