@@ -17,7 +17,6 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 FIRST_EDITION = {
     "00_start_here",
     "01_preferences_not_ratings",
-    "05_reward_model",
     "08_ppo",
     "09_reward_hacking",
     "10_dpo",

@@ -1,13 +1,15 @@
-"""The exercises of notebook 05: accuracy of a reward model, and the gradient it learns from."""
+"""The exercises of notebook 05: the ceiling, what a pair teaches, and calibration."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rlhf_toy import losses
+from rlhf_toy import annotators
+from rlhf_toy.annotators import BradleyTerryAnnotator, NoisyAnnotator
 from rlhf_toy.course.exercises.grading import Case, Exercise, Mistake, make_cases
 from rlhf_toy.course.exercises.inputs import float64, random_numbers
+from rlhf_toy.training import make_generator
 
 
 def reward_gradient(chosen_rewards: Tensor, rejected_rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,6 +29,106 @@ def reward_gradient(chosen_rewards: Tensor, rejected_rewards: Tensor) -> tuple[T
     return -surprise, surprise
 
 
+def calibration_error(predicted: Tensor, won: Tensor, bins: int = 10) -> Tensor:
+    """Return the expected calibration error, Σ_b (n_b/N) |mean predicted − share won| (Guo 2017).
+
+    Pairs are put into bins of equal width by their prediction. An empty bin counts nothing.
+
+    Args:
+        predicted: [N] predicted P(first wins), from 0 to 1.
+        won: [N] 1 where the first won, else 0.
+        bins: number of bins; a prediction of exactly 1 is in the last.
+
+    Returns:
+        scalar.
+    """
+    place = (predicted * bins).long().clamp(max=bins - 1)
+    too_high = torch.zeros(bins, dtype=torch.float64, device=predicted.device)
+    too_high.index_add_(0, place, (predicted - won).double())  # n_b (mean predicted − share won)
+    return too_high.abs().sum() / len(predicted)
+
+
+def _ceiling_cases() -> list[Case]:
+    once, sharp = BradleyTerryAnnotator(), BradleyTerryAnnotator(temperature=0.5)
+    careless = NoisyAnnotator(once, flip_probability=0.2)
+    plain = [
+        (once, float64(2.0, -1.0, 0.5), float64(0.0, 1.0, 1.5)),
+        (sharp, float64(0.5, -0.5, 0.0), float64(0.0, 0.5, 1.5)),
+        (careless, random_numbers(5, seed=1), random_numbers(5, seed=2)),
+    ]
+    corners = [
+        (once, float64(1.0, 0.0), float64(1.0, 0.0)),  # ties
+        (once, float64(1e4), float64(-1e4)),
+        (NoisyAnnotator(once, flip_probability=1.0), float64(2.0, 0.0), float64(0.0, 1.0)),
+    ]
+    return make_cases(("annotator", "first_rewards", "second_rewards"), plain, corners)
+
+
+_CEILING = Exercise(
+    name="preference_ceiling",
+    notebook="05",
+    hints=(
+        "annotator.preference_probability(first_rewards, second_rewards) gives p for each pair. "
+        "Whom should you bet on, and how often are you right?",
+        "On a single pair you are right with probability p or 1 − p, whichever is larger.",
+    ),
+    solution=annotators.preference_ceiling,
+    cases=_ceiling_cases,
+    mistakes=(
+        Mistake(
+            "always the first",
+            "You always bet on the first response. What should you do where p is below 1/2?",
+            lambda annotator, a, b: annotator.preference_probability(a, b).mean(),
+        ),
+        Mistake(
+            "larger of the means",
+            "You choose one side for all pairs. Can you do better by choosing for each pair?",
+            lambda annotator, a, b: (
+                annotator.preference_probability(a, b).mean().sub(0.5).abs() + 0.5
+            ),
+        ),
+        Mistake(
+            "share of errors",
+            "This is how often the best predictor is wrong. How often is it right?",
+            lambda annotator, a, b: (
+                0.5 - annotator.preference_probability(a, b).sub(0.5).abs()
+            ).mean(),
+        ),
+        Mistake(
+            "distance to a coin",
+            "This is how far the best predictor is above chance. What is chance?",
+            lambda annotator, a, b: annotator.preference_probability(a, b).sub(0.5).abs().mean(),
+        ),
+        Mistake(
+            "annotator ignored",
+            "You compute the probability from the rewards alone. What if this annotator is sharper "
+            "or more careless than σ of the difference?",
+            lambda annotator, a, b: torch.sigmoid((a - b).abs()).mean(),
+        ),
+        Mistake(
+            "follow the rewards",
+            "You always bet on the response with the higher reward. Is that best for an annotator "
+            "who answers the wrong way round?",
+            lambda annotator, a, b: annotator.preference_probability(
+                torch.maximum(a, b), torch.minimum(a, b)
+            ).mean(),
+        ),
+        Mistake(
+            "sum",
+            "This is the expected number of right answers. What share of all pairs is that?",
+            lambda annotator, a, b: (
+                annotator.preference_probability(a, b).sub(0.5).abs().add(0.5).sum()
+            ),
+        ),
+        Mistake(
+            "one number a pair",
+            "You return one number for each pair. Which single number describes all of them?",
+            lambda annotator, a, b: annotator.preference_probability(a, b).sub(0.5).abs().add(0.5),
+        ),
+    ),
+)
+
+
 def _pair_cases() -> list[Case]:
     plain = [
         (float64(0.5, 2.0), float64(0.0, -1.0)),
@@ -41,70 +143,6 @@ def _pair_cases() -> list[Case]:
         (float64(1e4, -1e4), float64(-1e4, 1e4)),
     ]
     return make_cases(("chosen_rewards", "rejected_rewards"), plain, corners)
-
-
-_ACCURACY = Exercise(
-    name="preference_accuracy",
-    notebook="05",
-    hints=(
-        "The model is right about a pair if the chosen response has the higher reward. What "
-        "should it get for a tie?",
-        "torch.sign of the difference is 1, 0 or −1. Map these to 1, 1/2 and 0.",
-    ),
-    solution=losses.preference_accuracy,
-    cases=_pair_cases,
-    mistakes=(
-        Mistake(
-            "ties count as right",
-            "A model that gives every response the reward 0 would always be right. How much "
-            "should a tie count?",
-            lambda chosen, rejected: (chosen >= rejected).double().mean(),
-        ),
-        Mistake(
-            "ties count as wrong",
-            "You count a tie as wrong. With a tie the model can only toss a coin, which is right "
-            "half of the time.",
-            lambda chosen, rejected: (chosen > rejected).double().mean(),
-        ),
-        Mistake(
-            "swapped",
-            "This is the share of pairs that the model gets wrong.",
-            lambda chosen, rejected: ((rejected - chosen).sign() / 2 + 0.5).mean(),
-        ),
-        Mistake(
-            "count",
-            "This is the number of pairs that are right. What share of all pairs is that?",
-            lambda chosen, rejected: ((chosen - rejected).sign() / 2 + 0.5).sum(),
-        ),
-        Mistake(
-            "percent",
-            "This is a percentage. Return a share between 0 and 1.",
-            lambda chosen, rejected: 100 * ((chosen - rejected).sign() / 2 + 0.5).mean(),
-        ),
-        Mistake(
-            "mean probability",
-            "This is the mean probability of the chosen response. Accuracy asks only whether "
-            "that probability is above 1/2.",
-            lambda chosen, rejected: torch.sigmoid(chosen - rejected).mean(),
-        ),
-        Mistake(
-            "sign of the chosen",
-            "You use only the chosen reward, but its zero point is arbitrary. What should you "
-            "compare it with?",
-            lambda chosen, rejected: (chosen > 0).double().mean(),
-        ),
-        Mistake(
-            "mean sign",
-            "This goes from −1 to 1: it is the share of right pairs minus the share of wrong ones.",
-            lambda chosen, rejected: (chosen - rejected).sign().mean(),
-        ),
-        Mistake(
-            "one verdict a pair",
-            "You return one number for each pair. Return a single number, the mean over the pairs.",
-            lambda chosen, rejected: (chosen - rejected).sign() / 2 + 0.5,
-        ),
-    ),
-)
 
 
 def _both(surprise: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,4 +218,118 @@ _GRADIENT = Exercise(
     ),
 )
 
-EXERCISES = (_ACCURACY, _GRADIENT)
+
+def _calibration_cases() -> list[Case]:
+    generator = make_generator(7)
+    many = torch.rand(24, generator=generator, dtype=torch.float64)
+    answers = (torch.rand(24, generator=generator, dtype=torch.float64) < many**2).double()
+    plain = [
+        (float64(0.1, 0.3, 0.7, 0.9, 0.8), float64(0.0, 1.0, 1.0, 0.0, 0.0), 2),
+        (float64(0.2, 0.1, 0.6, 0.4, 0.9), float64(1.0, 0.0, 1.0, 1.0, 1.0), 3),
+        (many, answers, 4),
+    ]
+    corners = [
+        (float64(1.0, 0.9), float64(1.0, 1.0), 2),  # an empty bin, and a prediction of 1
+        (float64(0.7), float64(0.0), 10),
+        (float64(0.0, 1.0), float64(1.0, 0.0), 5),
+    ]
+    return make_cases(("predicted", "won", "bins"), plain, corners)
+
+
+def _by_bin(predicted: Tensor, won: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Counts of the bins that are not empty, and mean predicted − share won in each."""
+    place = (predicted * bins).long().clamp(max=bins - 1)
+    rows = [place == b for b in range(bins) if (place == b).any()]
+    counts = torch.stack([row.double().sum() for row in rows])
+    return counts, torch.stack([(predicted - won)[row].mean() for row in rows])
+
+
+def _from_middles(predicted: Tensor, won: Tensor, bins: int) -> Tensor:
+    place = (predicted * bins).long().clamp(max=bins - 1)
+    return calibration_error((place + 0.5) / bins, won, bins)
+
+
+def _last_lost(predicted: Tensor, won: Tensor, bins: int) -> Tensor:
+    inside = predicted < 1
+    if not inside.any():
+        return torch.zeros(())
+    share = inside.double().mean()
+    return share * calibration_error(predicted[inside], won[inside], bins)
+
+
+def _with_nan(predicted: Tensor, won: Tensor, bins: int) -> Tensor:
+    place = (predicted * bins).long().clamp(max=bins - 1)
+    gaps = [(predicted - won)[place == b].mean() for b in range(bins)]
+    shares = [(place == b).double().mean() for b in range(bins)]
+    return sum(share * gap.abs() for share, gap in zip(shares, gaps, strict=True))
+
+
+_CALIBRATION = Exercise(
+    name="calibration_error",
+    notebook="05",
+    hints=(
+        "(predicted * bins).long() is the number of each pair's bin. Where does a prediction of "
+        "exactly 1 belong?",
+        "In each bin, compare the mean prediction with the share that won. How much should a bin "
+        "with few pairs count?",
+    ),
+    solution=calibration_error,
+    cases=_calibration_cases,
+    mistakes=(
+        Mistake(
+            "no bins",
+            "You compare each prediction with a single answer. A coin predicted at 0.5 would have "
+            "an error of 0.5. What do you compare within a bin?",
+            lambda predicted, won, bins: (predicted - won).abs().mean(),
+        ),
+        Mistake(
+            "errors cancel",
+            "Bins that predict too much cancel bins that predict too little. Where should the "
+            "absolute value be?",
+            lambda predicted, won, bins: (predicted - won).mean().abs(),
+        ),
+        Mistake(
+            "signed",
+            "Your result is a signed sum, in which bins cancel. Where should the absolute value "
+            "be?",
+            lambda predicted, won, bins: (predicted - won).mean(),
+        ),
+        Mistake(
+            "bins count alike",
+            "Every bin counts the same, also one with a single pair. By what should you weight it?",
+            lambda predicted, won, bins: _by_bin(predicted, won, bins)[1].abs().mean(),
+        ),
+        Mistake(
+            "largest",
+            "This is the error of the worst bin. What is the mean over all pairs?",
+            lambda predicted, won, bins: _by_bin(predicted, won, bins)[1].abs().max(),
+        ),
+        Mistake(
+            "squares",
+            "You square the difference of each bin. What unit does the result have then?",
+            lambda predicted, won, bins: (
+                (_by_bin(predicted, won, bins)[0] * _by_bin(predicted, won, bins)[1] ** 2).sum()
+                / len(predicted)
+            ),
+        ),
+        Mistake(
+            "middles of the bins",
+            "You use the middle of each bin as its prediction. What did the model really predict "
+            "there, on average?",
+            _from_middles,
+        ),
+        Mistake(
+            "empty bins",
+            "Your result is NaN where a bin is empty, because the mean of nothing is. What should "
+            "an empty bin add?",
+            _with_nan,
+        ),
+        Mistake(
+            "last edge lost",
+            "A prediction of exactly 1 is in none of your bins. In which should it be?",
+            _last_lost,
+        ),
+    ),
+)
+
+EXERCISES = (_CEILING, _GRADIENT, _CALIBRATION)
