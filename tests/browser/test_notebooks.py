@@ -70,6 +70,20 @@ def answer_pairs(student, code: str) -> None:
     expect(news).to_contain_text("20 answers")
 
 
+def answer_ten_pairs(student, code: str) -> None:
+    """All ten pairs; then there is nothing left to ask."""
+    cell = student.cell(code)
+    news = cell.get_by_role("status").first
+    left, right = (
+        cell.get_by_role("button", name=f"prefer {side}", exact=True) for side in ("left", "right")
+    )
+    for n in range(1, 11):
+        (left if n % 3 else right).click()
+        expect(news).to_contain_text(f"{n} answer")
+    expect(left).to_be_disabled()
+    expect(cell).to_contain_text("Every pair has been answered")
+
+
 def until(page, condition: Callable[[], bool], what: str) -> None:
     """Waits until a condition holds, at most ten seconds."""
     for _ in range(200):
@@ -191,6 +205,7 @@ def show_twice(student, code: str, change: Callable) -> None:
 
 
 USES: dict[str, list[Callable]] = {
+    "00": [partial(answer_ten_pairs, code="HumanAnnotator(")],
     "01": [
         partial(move_sliders, code="RatersAndScales()"),
         partial(answer_pairs, code="HumanAnnotator("),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from rlhf_toy.checks import check_type, shown
 from rlhf_toy.course.exercises import (
+    nb00_start_here,
     nb01_preferences_not_ratings,
     nb02_bradley_terry,
     nb03_two_views,
@@ -33,6 +34,7 @@ from rlhf_toy.course.exercises.grading import grade as _grade
 __all__ = ["Verdict", "check", "grade", "hint", "names", "progress", "solution"]
 
 _NOTEBOOKS = (
+    nb00_start_here,
     nb01_preferences_not_ratings,
     nb02_bradley_terry,
     nb03_two_views,
