@@ -15,7 +15,7 @@ def next_token_logps(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return the log-probability of each token after the first, given those before it.
 
     Args:
-        logits: [B, L, V] of the next token, at each position that the network has read.
+        logits: [B, L, A] of the next token, at each position that the network has read.
         tokens: [B, L] what it read. The first token may be one that is never predicted.
 
     Returns:
