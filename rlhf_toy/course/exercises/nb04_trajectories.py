@@ -97,8 +97,8 @@ _RETURN = Exercise(
     mistakes=(
         Mistake(
             "mean over the steps",
-            "You divide by the number of steps. If two walks reach the goal, should the longer "
-            "one lose nothing for its extra steps?",
+            "You divide by the number of steps. Two walks fall into a hole, one after 2 steps and "
+            "one after 20. Which of them cost more, and which one looks worse with your mean?",
             lambda rewards, squares, mask: _paid(rewards, squares, mask).sum(-1) / mask.sum(-1),
         ),
         Mistake(
