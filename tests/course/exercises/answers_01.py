@@ -72,7 +72,7 @@ def kappa_by_all_pairs(first, second):
 
 
 RIGHT = {
-    "pairs_right": [pairs_by_loops, pairs_by_combinations, pairs_by_sorting],
+    "pairs_right": [pairs_by_combinations, pairs_by_loops, pairs_by_sorting],
     "standardise_ratings": [
         standardise_by_loops,
         standardise_by_bincount,
