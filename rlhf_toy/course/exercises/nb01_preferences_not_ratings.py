@@ -1,4 +1,4 @@
-"""The exercises of notebook 01: rankings from ratings and from comparisons."""
+"""The exercises of notebook 01: who agrees with whom, how good a ranking is, whose scale it was."""
 
 from __future__ import annotations
 
@@ -8,253 +8,346 @@ import torch
 from torch import Tensor
 
 from rlhf_toy.course.exercises.grading import Case, Exercise, Mistake, make_cases
+from rlhf_toy.course.exercises.inputs import float64
 from rlhf_toy.training import make_generator
 
 
-def rank_by_rating(items: Tensor, ratings: Tensor, n_items: int) -> Tensor:
-    """Rank items from best to worst by their mean rating.
+def pairs_right(scores: Tensor, truth: Tensor) -> Tensor:
+    """Return the share of pairs of items that the scores put in the right order.
 
     Args:
-        items: [N] index of the item that was rated.
-        ratings: [N] the rating that it got.
-        n_items: number of items.
+        scores: [n] estimated score of each item. A pair with equal scores counts half, which is
+            what tossing a coin for it would give on average.
+        truth: [n] true reward of each item, no two equal.
 
     Returns:
-        [n_items] item indices, best first. Ties are ordered by index; items without a rating come
-        last.
+        scalar in [0, 1]; 1/2 is chance.
     """
-    ratings = ratings.double()
-    sums = ratings.new_zeros(n_items).index_add(0, items, ratings)
-    counts = ratings.new_zeros(n_items).index_add(0, items, torch.ones_like(ratings))
-    means = torch.where(counts > 0, sums / counts.clamp(min=1), -torch.inf)
-    return means.sort(descending=True, stable=True).indices
+    i, j = torch.triu_indices(len(scores), len(scores), offset=1)
+    agreement = (scores[i] - scores[j]).sign() * (truth[i] - truth[j]).sign()
+    return ((1 + agreement.double()) / 2).mean()
 
 
-def rank_by_wins(winners: Tensor, losers: Tensor, n_items: int) -> Tensor:
-    """Rank items from best to worst by the share of their comparisons that they won.
+def standardise_ratings(raters: Tensor, ratings: Tensor) -> Tensor:
+    """Remove each rater's offset and gain from their ratings.
 
     Args:
-        winners: [N] index of the item that won each comparison.
-        losers: [N] index of the item that lost it.
-        n_items: number of items.
+        raters: [N] index of the person who gave each rating.
+        ratings: [N] the ratings.
 
     Returns:
-        [n_items] item indices, best first. Ties are ordered by index; an item that was never
-        compared has the share 1/2.
+        [N] ratings minus the mean of their rater, divided by the rater's standard deviation
+        (population form: divide by the number of ratings). 0 for a rater whose ratings are all
+        equal or who gave only one.
     """
-    wins = torch.bincount(winners, minlength=n_items).double()
-    losses = torch.bincount(losers, minlength=n_items).double()
-    share = torch.where(wins + losses > 0, wins / (wins + losses).clamp(min=1), 0.5)
-    return share.sort(descending=True, stable=True).indices
+    result = torch.zeros_like(ratings)
+    for rater in raters.unique():
+        theirs = raters == rater
+        centred = ratings[theirs] - ratings[theirs].mean()
+        spread = centred.square().mean().sqrt()
+        if spread > 1e-9:
+            result[theirs] = centred / spread
+    return result
 
 
-def _random_items(n: int, n_items: int, seed: int) -> Tensor:
-    return torch.randint(n_items, (n,), generator=make_generator(seed))
+def cohen_kappa(first: Tensor, second: Tensor) -> Tensor:
+    """Return the agreement of two annotators, corrected for chance (Cohen 1960).
+
+    Args:
+        first: [N] integer label that the first annotator gave to each item.
+        second: [N] label that the second one gave to the same item.
+
+    Returns:
+        scalar (observed − chance) / (1 − chance), where `observed` is the share of equal labels and
+        `chance` the share expected if both kept their own label frequencies and ignored the item.
+        The two use at least two different labels between them.
+    """
+    observed = (first == second).double().mean()
+    labels = torch.cat([first, second]).unique()
+    frequencies = [(who[:, None] == labels).double().mean(0) for who in (first, second)]
+    chance = (frequencies[0] * frequencies[1]).sum()
+    return (observed - chance) / (1 - chance)
 
 
-def _random_ratings(n: int, seed: int) -> Tensor:
-    return torch.randint(11, (n,), generator=make_generator(seed)).double()
+def _random_labels(n: int, highest: int, seed: int) -> Tensor:
+    return torch.randint(highest + 1, (n,), generator=make_generator(seed))
+
+
+def _pair_cases() -> list[Case]:
+    plain = [
+        (float64(3.0, 1.0, 2.0), float64(0.5, -1.0, 1.5)),
+        (float64(1.0, 1.0, 2.0), float64(0.0, 1.0, 2.0)),
+        (float64(4.0, 4.0, 6.0, 5.0), float64(1.0, -1.0, 0.0, 2.0)),
+        (_random_labels(6, 4, 1).double(), float64(0.3, -0.2, 1.1, 0.7, -1.4, 2.0)),
+        (_random_labels(9, 4, 2).double(), torch.arange(9).double()),
+    ]
+    corners = [
+        (float64(5.0, 5.0, 5.0), float64(1.0, 2.0, 3.0)),  # no opinion at all
+        (float64(9.0, 8.0), float64(-2.0, -3.0)),
+        (float64(1.0, 2.0, 3.0), float64(0.3, 0.2, 0.1)),  # all wrong
+    ]
+    return make_cases(("scores", "truth"), plain, corners)
 
 
 def _rating_cases() -> list[Case]:
     plain = [
-        (torch.tensor([0, 1, 2]), torch.tensor([2.0, 9.0, 5.0]), 3),
-        (torch.tensor([0, 1, 1, 1]), torch.tensor([9.0, 4.0, 5.0, 3.0]), 2),
-        (torch.tensor([1, 0, 1, 2, 0]), torch.tensor([1.0, 8.0, 9.0, 6.0, 7.0]), 3),
-        (torch.tensor([0, 1, 2, 0]), torch.tensor([4.0, 4.5, 4.0, 6.0]), 4),
-        (_random_items(12, 5, 1), _random_ratings(12, 2), 5),
-        (_random_items(40, 8, 3), _random_ratings(40, 4), 8),
+        (torch.tensor([0, 0, 1, 1]), float64(8.0, 10.0, 1.0, 2.0)),
+        (torch.tensor([0, 1, 0, 1, 0]), float64(7.0, 2.0, 9.0, 6.0, 5.0)),
+        (torch.tensor([2, 0, 0, 2, 1, 1, 2]), float64(4.0, 8.0, 9.0, 6.0, 0.0, 5.0, 5.0)),
+        (torch.arange(12) % 3, _random_labels(12, 10, 3).double()),
     ]
     corners = [
-        (torch.tensor([1]), torch.tensor([3.0]), 2),  # one rating
-        (torch.tensor([0, 1, 2]), torch.tensor([5.0, 5.0, 7.0]), 3),  # a tie
-        (torch.tensor([1, 2]), torch.tensor([0.0, 0.0]), 4),  # rated 0 against not rated
-        (torch.tensor([0, 1]), torch.tensor([-3.0, -1.0]), 3),  # a scale below 0
+        (torch.tensor([0, 1, 1]), float64(7.0, 3.0, 5.0)),  # one rating only
+        (torch.tensor([0, 0, 1, 1]), float64(6.0, 6.0, 1.0, 9.0)),  # always the same rating
+        (torch.tensor([7, 3, 7, 3]), float64(1.0, 0.0, 3.0, 10.0)),  # indices with gaps
     ]
-    return make_cases(("items", "ratings", "n_items"), plain, corners)
+    return make_cases(("raters", "ratings"), plain, corners)
 
 
-def _win_cases() -> list[Case]:
+def _label_cases() -> list[Case]:
     plain = [
-        (torch.tensor([1, 1, 0]), torch.tensor([0, 2, 2]), 3),
-        (torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0]), 3),
-        (torch.tensor([2, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 0, 0]), 3),
-        (torch.tensor([0, 1, 1, 3]), torch.tensor([1, 0, 0, 0]), 5),
-        (_random_items(15, 5, 5), (_random_items(15, 4, 6) + 1) % 5, 5),
-        (_random_items(40, 8, 7), _random_items(40, 8, 8), 8),
+        (torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])),
+        (torch.tensor([0, 0, 0, 0, 1]), torch.tensor([0, 0, 0, 1, 1])),
+        (torch.tensor([1, 2, 2, 0, 1, 2]), torch.tensor([1, 2, 0, 0, 2, 2])),
+        (_random_labels(12, 2, 4), _random_labels(12, 3, 5)),
     ]
     corners = [
-        (torch.tensor([1]), torch.tensor([0]), 2),
-        (torch.tensor([0, 1]), torch.tensor([1, 0]), 2),  # a tie
-        (torch.tensor([1, 2]), torch.tensor([2, 0]), 4),  # the last was never compared
+        (torch.tensor([0, 1, 0]), torch.tensor([0, 1, 0])),  # always the same
+        (torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 1, 0])),  # never the same
+        (torch.tensor([1, 1, 1]), torch.tensor([1, 0, 1])),  # one says the same to everything
+        (torch.tensor([8, 9, 10, 9]), torch.tensor([2, 3, 9, 3])),  # other parts of the scale
     ]
-    return make_cases(("winners", "losers", "n_items"), plain, corners)
+    return make_cases(("first", "second"), plain, corners)
 
 
-def _means(items: Tensor, ratings: Tensor, n_items: int, unrated: float = -torch.inf) -> Tensor:
-    counts = torch.bincount(items, minlength=n_items)
-    sums = torch.bincount(items, ratings.double(), minlength=n_items)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), unrated)
+def _signs(scores: Tensor, truth: Tensor) -> Tensor:
+    """+1 for a pair in the right order, −1 for a wrong one, 0 for equal scores: [n (n − 1) / 2]."""
+    i, j = torch.triu_indices(len(scores), len(scores), offset=1)
+    return ((scores[i] - scores[j]).sign() * (truth[i] - truth[j]).sign()).double()
 
 
-def _order(scores: Tensor) -> Tensor:
-    return scores.sort(descending=True, stable=True).indices
+def _neighbours_only(scores: Tensor, truth: Tensor) -> Tensor:
+    steps = scores[truth.argsort()].diff().sign().double()
+    return ((1 + steps) / 2).mean()
 
 
-def _tie_by_last(scores: Tensor) -> Tensor:
-    return len(scores) - 1 - _order(scores.flip(0))
+def _whole_table(scores: Tensor, truth: Tensor) -> Tensor:
+    signs = (scores[:, None] - scores).sign() * (truth[:, None] - truth).sign()
+    return ((1 + signs) / 2).mean()
 
 
-def _last_rating(items: Tensor, ratings: Tensor, n_items: int) -> Tensor:
-    scores = torch.full((n_items,), -torch.inf, dtype=torch.float64)
-    for item, rating in zip(items.tolist(), ratings.tolist(), strict=True):
-        scores[item] = rating
-    return _order(scores)
-
-
-def _ranks(order: Callable) -> Callable:
-    """Turn a function that returns an order into one that returns each item's rank."""
-    return lambda *arguments: order(*arguments).argsort()
-
-
-_BY_RATING = Exercise(
-    name="rank_by_rating",
+_PAIRS = Exercise(
+    name="pairs_right",
     notebook="01",
     hints=(
-        "First compute each item's mean rating: the sum of its ratings, divided by how many it "
-        "has.",
-        "torch.bincount(items, weights=ratings, minlength=n_items) sums the ratings of each item.",
-        "Sort in descending order. stable=True keeps ties in the order of their indices.",
+        "torch.triu_indices(n, n, offset=1) lists every pair i < j once.",
+        "(scores[i] − scores[j]).sign() says what the scores think of a pair. What does it have in "
+        "common with the sign of the true difference, if the order is right? If it is wrong?",
+        "The product of the two signs is 1, 0 or −1. Map these to 1, 1/2 and 0.",
     ),
-    solution=rank_by_rating,
+    solution=pairs_right,
+    cases=_pair_cases,
+    mistakes=(
+        Mistake(
+            "equal is wrong",
+            "You count a pair with equal scores as wrong. What would a coin toss give on average?",
+            lambda scores, truth: (_signs(scores, truth) > 0).double().mean(),
+        ),
+        Mistake(
+            "equal is right",
+            "You count a pair with equal scores as right. What score would then be best for you: "
+            "the same one for every item?",
+            lambda scores, truth: (_signs(scores, truth) >= 0).double().mean(),
+        ),
+        Mistake(
+            "equal is dropped",
+            "You leave out pairs with equal scores. What would happen to a method that gives an "
+            "opinion on one easy pair only?",
+            lambda scores, truth: (
+                (_signs(scores, truth) > 0).sum() / (_signs(scores, truth) != 0).sum()
+            ),
+        ),
+        Mistake(
+            "tau",
+            "You return Kendall's τ: right pairs minus wrong pairs, from −1 to 1. Which share of "
+            "the pairs is right?",
+            lambda scores, truth: _signs(scores, truth).mean(),
+        ),
+        Mistake(
+            "share wrong",
+            "You return the share of pairs in the wrong order. Do you compare with the negative of "
+            "the true difference?",
+            lambda scores, truth: (1 - _signs(scores, truth)).mean() / 2,
+        ),
+        Mistake(
+            "itself",
+            "You also compare each item with itself, which always counts half. How many pairs of "
+            "different items are there?",
+            _whole_table,
+        ),
+        Mistake(
+            "neighbours only",
+            "You compare only items that are neighbours in the true order. Which other pairs are "
+            "there?",
+            _neighbours_only,
+        ),
+    ),
+)
+
+
+def _per_rater(what: Callable) -> Callable:
+    """Apply a function of one rater's ratings to each rater's ratings."""
+
+    def answer(raters: Tensor, ratings: Tensor) -> Tensor:
+        result = torch.zeros_like(ratings)
+        for rater in raters.unique():
+            result[raters == rater] = what(ratings[raters == rater])
+        return result
+
+    return answer
+
+
+def _safe(numerator: Tensor, spread: Tensor) -> Tensor:
+    return numerator / spread if spread > 0 else torch.zeros_like(numerator)
+
+
+def _all_as_one(raters: Tensor, ratings: Tensor) -> Tensor:
+    return _safe(ratings - ratings.mean(), ratings.std(correction=0))
+
+
+def _spread_of_all(raters: Tensor, ratings: Tensor) -> Tensor:
+    return _per_rater(lambda x: x - x.mean())(raters, ratings) / ratings.std(correction=0)
+
+
+_STANDARDISE = Exercise(
+    name="standardise_ratings",
+    notebook="01",
+    hints=(
+        "Loop over raters.unique(). raters == rater selects the ratings of one person.",
+        "The mean of one person's ratings estimates their offset. What estimates their gain?",
+        "std(correction=0) divides by the number of ratings. What do you return if it is 0?",
+    ),
+    solution=standardise_ratings,
     cases=_rating_cases,
     mistakes=(
         Mistake(
-            "worst first",
-            "Your ranking starts with the worst item. Is a high rating good or bad?",
-            lambda items, ratings, n_items: _order(-_means(items, ratings, n_items, torch.inf)),
+            "offset only",
+            "You remove each rater's offset but not the gain. What do a rater's largest and "
+            "smallest rating have to do with it?",
+            _per_rater(lambda x: x - x.mean()),
         ),
         Mistake(
-            "worst first, unrated first",
-            "Your ranking is in ascending order, with the unrated items first. Is a high rating "
-            "good or bad?",
-            lambda items, ratings, n_items: _order(-_means(items, ratings, n_items)),
+            "gain only",
+            "You divide by each rater's spread but keep the offset. What is the mean of a rater's "
+            "ratings after your function?",
+            _per_rater(lambda x: _safe(x, x.std(correction=0))),
         ),
         Mistake(
-            "ranks for order",
-            "You return the rank of each item. Return the items in order instead: the best item "
-            "first, then the second best, and so on.",
-            _ranks(rank_by_rating),
+            "all as one",
+            "You use one mean and one spread for all ratings together. Whose offset does that "
+            "remove?",
+            _all_as_one,
         ),
         Mistake(
-            "sum for mean",
-            "You rank by the sum, so an item gains just by being rated more often. Divide by its "
-            "number of ratings.",
-            lambda items, ratings, n_items: _order(
-                torch.bincount(items, ratings.double(), minlength=n_items)
-            ),
+            "spread of all",
+            "You use each rater's mean, but the spread of all ratings together. Does a timid "
+            "rater's spread change?",
+            _spread_of_all,
         ),
         Mistake(
-            "last rating only",
-            "You use only one rating of each item. In scores[items] = … and scores[items] += …, "
-            "an index that appears twice is written only once.",
-            _last_rating,
+            "sample spread",
+            "Your spread divides by one less than the number of ratings. Which form does the "
+            "docstring ask for?",
+            _per_rater(lambda x: _safe(x - x.mean(), x.std() if len(x) > 1 else x.sum() * 0)),
         ),
         Mistake(
-            "unrated as zero",
-            "You treat an item without ratings as if it were rated 0, but 0 is a rating too. Put "
-            "unrated items last.",
-            lambda items, ratings, n_items: _order(_means(items, ratings, n_items, 0.0)),
+            "variance",
+            "You divide by the variance. Which unit does the result have, and what should it be?",
+            _per_rater(lambda x: _safe(x - x.mean(), x.var(correction=0))),
         ),
         Mistake(
-            "unrated first",
-            "An item without ratings comes first: its mean is 0/0 = NaN, and torch sorts NaN as "
-            "the largest value.",
-            lambda items, ratings, n_items: _order(_means(items, ratings, n_items, torch.nan)),
-        ),
-        Mistake(
-            "ties by the last",
-            "Ties should be in the order of their indices.",
-            lambda items, ratings, n_items: _tie_by_last(_means(items, ratings, n_items)),
+            "no spread",
+            "Your function returns NaN for a rater whose ratings are all equal: 0/0. What do such "
+            "ratings say about the items?",
+            _per_rater(lambda x: (x - x.mean()) / x.std(correction=0)),
         ),
     ),
 )
 
 
-def _shares(winners: Tensor, losers: Tensor, n_items: int, never: float = 0.5) -> Tensor:
-    wins = torch.bincount(winners, minlength=n_items).double()
-    played = wins + torch.bincount(losers, minlength=n_items)
-    return torch.where(played > 0, wins / played.clamp(min=1), never)
+def _shares(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The share of equal labels, and both annotators' label frequencies: scalar, [L], [L]."""
+    labels = torch.cat([first, second]).unique()
+    one, two = ((who[:, None] == labels).double().mean(0) for who in (first, second))
+    return (first == second).double().mean(), one, two
 
 
-_BY_WINS = Exercise(
-    name="rank_by_wins",
+def _with_chance(
+    chance_of: Callable, combine: Callable = lambda o, c: (o - c) / (1 - c)
+) -> Callable:
+    """A κ with another chance agreement, or with another formula."""
+
+    def answer(first: Tensor, second: Tensor) -> Tensor:
+        observed, one, two = _shares(first, second)
+        return combine(observed, chance_of(one, two))
+
+    return answer
+
+
+_KAPPA = Exercise(
+    name="cohen_kappa",
     notebook="01",
     hints=(
-        "torch.bincount(winners, minlength=n_items) counts each item's wins. How do you count "
-        "its losses?",
-        "The share is wins / (wins + losses), and 1/2 for an item that was never compared.",
+        "First compute the observed agreement: the share of items with equal labels.",
+        "Suppose both annotators drew their labels blindly, each with their own frequencies. How "
+        "likely is it that both draw label 0? Label 1?",
+        "Sum over labels: (share of it in first) × (share of it in second). That is `chance`.",
     ),
-    solution=rank_by_wins,
-    cases=_win_cases,
+    solution=cohen_kappa,
+    cases=_label_cases,
     mistakes=(
         Mistake(
-            "worst first",
-            "Your ranking starts with the worst item. Did you sort in ascending order, or count "
-            "losses as wins?",
-            lambda winners, losers, n_items: _order(-_shares(winners, losers, n_items)),
+            "raw agreement",
+            "You return the observed agreement. How high would it be for two people who answer "
+            "blindly?",
+            lambda first, second: _shares(first, second)[0],
         ),
         Mistake(
-            "each item once",
-            "You count at most one win and one loss for each item. In wins[winners] += 1, an "
-            "index that appears twice is written only once.",
-            lambda winners, losers, n_items: _order(
-                _shares(winners.unique(), losers.unique(), n_items)
-            ),
+            "equal labels",
+            "Your chance agreement is one over the number of labels. Do the annotators use every "
+            "label equally often?",
+            _with_chance(lambda one, two: 1 / len(one)),
         ),
         Mistake(
-            "swapped",
-            "You count losses as wins. Which of the two arguments holds the winners?",
-            lambda winners, losers, n_items: _order(_shares(losers, winners, n_items, 0.0)),
+            "pooled frequencies",
+            "You pool the labels of both annotators (that is Scott's π). Does each of them have "
+            "their own frequencies?",
+            _with_chance(lambda one, two: ((one + two) / 2).square().sum()),
         ),
         Mistake(
-            "ranks for order",
-            "You return the rank of each item. Return the items in order instead: the best item "
-            "first, then the second best, and so on.",
-            _ranks(rank_by_wins),
+            "not divided",
+            "You return observed minus chance. What is the most that this can be, and what should "
+            "perfect agreement give?",
+            _with_chance(lambda one, two: one @ two, lambda o, c: o - c),
         ),
         Mistake(
-            "number of wins",
-            "You rank by the number of wins, so an item gains just by being compared more often. "
-            "Use the share that it won.",
-            lambda winners, losers, n_items: _order(torch.bincount(winners, minlength=n_items)),
+            "divided by chance",
+            "You divide by the chance agreement. What should perfect agreement give?",
+            _with_chance(lambda one, two: one @ two, lambda o, c: (o - c) / c),
         ),
         Mistake(
-            "wins minus losses",
-            "Wins minus losses also depends on the number of comparisons. Use the share of wins.",
-            lambda winners, losers, n_items: _order(
-                torch.bincount(winners, minlength=n_items)
-                - torch.bincount(losers, minlength=n_items)
-            ),
+            "first one twice",
+            "Your chance agreement uses the first annotator's label frequencies only. How does the "
+            "second one answer?",
+            _with_chance(lambda one, two: one @ one),
         ),
         Mistake(
-            "never compared is zero",
-            "You give an item without comparisons the share 0, but it never lost. Its share "
-            "should be 1/2.",
-            lambda winners, losers, n_items: _order(_shares(winners, losers, n_items, 0.0)),
-        ),
-        Mistake(
-            "never compared first",
-            "An item without comparisons comes first: its share is 0/0 = NaN, and torch sorts "
-            "NaN as the largest value. Its share should be 1/2.",
-            lambda winners, losers, n_items: _order(_shares(winners, losers, n_items, torch.nan)),
-        ),
-        Mistake(
-            "ties by the last",
-            "Ties should be in the order of their indices.",
-            lambda winners, losers, n_items: _tie_by_last(_shares(winners, losers, n_items)),
+            "one label only",
+            "Your chance agreement counts the largest label only. Can they not agree by chance on "
+            "the others?",
+            _with_chance(lambda one, two: one[-1] * two[-1]),
         ),
     ),
 )
 
-EXERCISES = (_BY_RATING, _BY_WINS)
+EXERCISES = (_KAPPA, _PAIRS, _STANDARDISE)

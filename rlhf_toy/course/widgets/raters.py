@@ -17,13 +17,12 @@ from scipy.stats import binomtest, norm, rankdata, sem, t
 from rlhf_toy.annotators import Population, Rater
 from rlhf_toy.checks import check_choice, check_count, check_number, check_type
 from rlhf_toy.course.widgets.parts import Explorer, in_a_row, labelled, panels
-from rlhf_toy.plots import COLOURS, MARKERS
+from rlhf_toy.plots import COLOUR, COLOURS, MARKERS
 from rlhf_toy.training import make_generator
 
 N_RATERS = 20
 STUDIES = 200  # with fixed seeds: the same random numbers for every setting of the sliders
 RATINGS, COMPARISONS = "ratings", "comparisons"
-COLOUR = {RATINGS: COLOURS[1], COMPARISONS: COLOURS[0]}
 RESPONSES = {"A": 1.25, "B": 0.75, "C": 0.25, "D": -0.25, "E": -0.75, "F": -1.25}
 MARGINS = {"left": 0.055, "right": 0.985, "bottom": 0.16, "top": 0.9, "wspace": 0.3}
 LEGEND = {"fontsize": 8, "loc": "lower center", "bbox_to_anchor": (0.47, 0.99), "handlelength": 1.6}
@@ -230,8 +229,8 @@ def _draw_scales(axes: Axes, scales: Scales, rewards: Sequence[float]) -> None:
     ratings = torch.stack([rater.rate(grid, make_generator(0)) for rater in raters])
     axes.plot(grid, ratings.T, color="0.55", linewidth=0.8, alpha=0.6)
     for rater, name, style, colour in (
-        (-1, "generous", "--", COLOURS[2]),
-        (0, "strict", ":", COLOURS[3]),
+        (-1, "generous", "--", "#6699CC"),
+        (0, "strict", ":", "#004488"),
     ):
         axes.plot(grid, ratings[rater], style, color=colour, linewidth=2.5, label=name)
     axes.plot(grid, ratings.mean(0), color="black", label="mean")

@@ -3,148 +3,188 @@
 import torch
 
 
-def rating_by_loops(items, ratings, n_items):
-    totals, counts = [0.0] * n_items, [0] * n_items
-    for item, rating in zip(items.tolist(), ratings.tolist(), strict=True):
-        totals[item] += rating
-        counts[item] += 1
-    means = [t / c if c else float("-inf") for t, c in zip(totals, counts, strict=True)]
-    return torch.tensor(sorted(range(n_items), key=lambda i: -means[i]))
+def pairs_by_loops(scores, truth):
+    right, pairs = 0.0, 0
+    for i in range(len(truth)):
+        for j in range(i):
+            product = (scores[i] - scores[j]) * (truth[i] - truth[j])
+            right += 0.5 if product == 0 else float(product > 0)
+            pairs += 1
+    return right / pairs
 
 
-def rating_by_bincount(items, ratings, n_items):
-    counts = torch.bincount(items, minlength=n_items)
-    means = torch.bincount(items, weights=ratings.double(), minlength=n_items) / counts
-    means[counts == 0] = -torch.inf
-    return torch.argsort(means, descending=True, stable=True)
+def pairs_by_combinations(scores, truth):
+    pairs = torch.combinations(torch.arange(len(scores)))
+    agreement = torch.sign(scores[pairs].diff() * truth[pairs].diff())
+    return (agreement.mean() + 1) / 2
 
 
-def rating_by_masks(items, ratings, n_items):
-    means = []
-    for i in range(n_items):
-        mine = ratings[items == i]
-        means.append(mine.double().mean() if len(mine) else torch.tensor(-1e30).double())
-    return torch.stack(means).argsort(descending=True, stable=True)
+def pairs_by_sorting(scores, truth):
+    s = scores[truth.argsort(descending=True)]
+    above, below = torch.triu_indices(len(s), len(s), 1)
+    won, tied = (s[above] > s[below]).double(), (s[above] == s[below]).double()
+    return (won + 0.5 * tied).mean()
 
 
-def wins_by_loops(winners, losers, n_items):
-    wins, played = [0] * n_items, [0] * n_items
-    for winner, loser in zip(winners.tolist(), losers.tolist(), strict=True):
-        wins[winner] += 1
-        played[winner] += 1
-        played[loser] += 1
-    share = [w / p if p else 0.5 for w, p in zip(wins, played, strict=True)]
-    return torch.tensor(sorted(range(n_items), key=lambda i: -share[i]))
+def standardise_by_loops(raters, ratings):
+    result = ratings.clone()
+    for person in set(raters.tolist()):
+        mine = raters == person
+        mean, spread = ratings[mine].mean(), ratings[mine].std(unbiased=False)
+        result[mine] = (ratings[mine] - mean) / spread if spread > 0 else 0.0
+    return result
 
 
-def wins_by_bincount(winners, losers, n_items):
-    wins = torch.bincount(winners, minlength=n_items)
-    played = wins + torch.bincount(losers, minlength=n_items)
-    share = (wins / played).nan_to_num(0.5)
-    return torch.argsort(share, descending=True, stable=True)
+def standardise_by_bincount(raters, ratings):
+    count = raters.bincount()
+    centred = ratings - (raters.bincount(ratings) / count)[raters]
+    spread = (raters.bincount(centred**2) / count).sqrt()[raters]
+    return torch.where(spread > 0, centred / spread, 0.0)
 
 
-def wins_by_a_table(winners, losers, n_items):
-    table = torch.zeros(n_items, n_items, dtype=torch.float64)
-    table.index_put_((winners, losers), torch.ones(len(winners)).double(), accumulate=True)
-    won, lost = table.sum(1), table.sum(0)
-    share = torch.full_like(won, 0.5)
-    share[won + lost > 0] = (won / (won + lost))[won + lost > 0]
-    return share.argsort(descending=True, stable=True)
+def standardise_with_epsilon(raters, ratings):
+    same = (raters[:, None] == raters).double()
+    count = same.sum(1)
+    mean = same @ ratings / count
+    square = same @ ratings**2 / count
+    return (ratings - mean) / (square - mean**2).clamp(min=0).sqrt().clamp(min=1e-6)
+
+
+def kappa_by_loops(first, second):
+    a, b = first.tolist(), second.tolist()
+    observed = sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+    chance = sum(a.count(label) * b.count(label) for label in set(a)) / len(a) ** 2
+    return (observed - chance) / (1 - chance)
+
+
+def kappa_by_a_table(first, second):
+    n = int(max(first.max(), second.max())) + 1
+    table = torch.zeros(n, n, dtype=torch.float64)
+    table.index_put_((first, second), torch.ones(len(first)).double(), accumulate=True)
+    table /= table.sum()
+    chance = table.sum(1) @ table.sum(0)
+    return (table.trace() - chance) / (1 - chance)
+
+
+def kappa_by_all_pairs(first, second):
+    disagreement = (first != second).double().mean()
+    return 1 - disagreement / (first[:, None] != second).double().mean()
 
 
 RIGHT = {
-    "rank_by_rating": [rating_by_loops, rating_by_bincount, rating_by_masks],
-    "rank_by_wins": [wins_by_loops, wins_by_bincount, wins_by_a_table],
+    "pairs_right": [pairs_by_combinations, pairs_by_loops, pairs_by_sorting],
+    "standardise_ratings": [
+        standardise_by_loops,
+        standardise_by_bincount,
+        standardise_with_epsilon,
+    ],
+    "cohen_kappa": [kappa_by_loops, kappa_by_a_table, kappa_by_all_pairs],
 }
 
 
-def mean_ratings(items, ratings, n_items, unrated):
-    means = torch.full((n_items,), unrated, dtype=torch.float64)
-    for i in set(items.tolist()):
-        means[i] = ratings[items == i].double().mean()
-    return means
+def products(scores, truth):
+    pairs = torch.combinations(torch.arange(len(scores)))
+    return (scores[pairs].diff() * truth[pairs].diff())[:, 0]
 
 
-def best_first(scores):
-    return torch.argsort(scores, descending=True, stable=True)
+def every_cell(scores, truth):
+    product = (scores[:, None] - scores[None]) * (truth[:, None] - truth[None])
+    return ((product > 0).double() + 0.5 * (product == 0)).mean()
 
 
-def ties_to_the_last(scores):
-    return torch.tensor(sorted(range(len(scores)), key=lambda i: (-float(scores[i]), -i)))
+def adjacent(scores, truth):
+    ordered = scores[truth.argsort()]
+    lower, upper = ordered[:-1], ordered[1:]
+    return ((upper > lower).double() + 0.5 * (upper == lower)).mean()
 
 
-def overwritten(items, ratings, n_items):
-    scores = torch.full((n_items,), -torch.inf, dtype=torch.float64)
-    for k in range(len(items)):
-        scores[items[k]] = ratings[k]
-    return best_first(scores)
+def each_rater(raters, ratings, what):
+    result = ratings.clone()
+    for person in raters.unique():
+        mine = raters == person
+        result[mine] = what(ratings[mine])
+    return result
 
 
-def totals(items, ratings, n_items):
-    return torch.zeros(n_items).double().index_add(0, items, ratings.double())
+def or_zero(x, spread):
+    return x / spread if spread > 0 else 0 * x
 
 
-def win_counts(winners, losers, n_items):
-    one = torch.ones(len(winners)).double()
-    zero = torch.zeros(n_items).double()
-    return zero.index_add(0, winners, one), zero.index_add(0, losers, one)
+def n_minus_1(x):
+    return or_zero(x - x.mean(), (((x - x.mean()) ** 2).sum() / max(len(x) - 1, 1)).sqrt())
 
 
-def win_shares(winners, losers, n_items, never):
-    won, lost = win_counts(winners, losers, n_items)
-    return torch.where(won + lost == 0, never, won / (won + lost))
+def chance_parts(first, second):
+    labels = sorted(set(first.tolist()) | set(second.tolist()))
+    one = torch.stack([(first == label).double().mean() for label in labels])
+    two = torch.stack([(second == label).double().mean() for label in labels])
+    return (first == second).double().mean(), one, two
 
 
-def written_once(winners, losers, n_items):
-    won, lost = torch.zeros(n_items), torch.zeros(n_items)
-    won[winners] += 1
-    lost[losers] += 1
-    return best_first(torch.where(won + lost > 0, won / (won + lost), 0.5))
+def kappa_with(first, second, chance):
+    observed, one, two = chance_parts(first, second)
+    chance = chance(one, two)
+    return (observed - chance) / (1 - chance)
+
+
+def difference_only(first, second):
+    observed, one, two = chance_parts(first, second)
+    return observed - (one * two).sum()
+
+
+def relative_to_chance(first, second):
+    observed, one, two = chance_parts(first, second)
+    return observed / (one * two).sum() - 1
+
+
+def correlation(first, second):
+    return torch.corrcoef(torch.stack([first, second]).double())[0, 1]
 
 
 WRONG = {
-    "rank_by_rating": [
+    "pairs_right": [
+        (lambda s, t: (products(s, t) > 0).double().mean(), "equal is wrong"),
+        (lambda s, t: (products(s, t) >= 0).double().mean(), "equal is right"),
         (
-            lambda i, r, n: torch.argsort(mean_ratings(i, r, n, float("inf")), stable=True),
-            "worst first",
+            lambda s, t: (products(s, t)[products(s, t) != 0] > 0).double().mean(),
+            "equal is dropped",
         ),
-        (
-            lambda i, r, n: torch.argsort(mean_ratings(i, r, n, -1e9), stable=True),
-            "worst first, unrated first",
-        ),
-        (lambda i, r, n: best_first(mean_ratings(i, r, n, -1e9)).argsort(), "ranks for order"),
-        (lambda i, r, n: best_first(totals(i, r, n)), "sum for mean"),
-        (overwritten, "last rating only"),
-        (lambda i, r, n: best_first(mean_ratings(i, r, n, 0.0)), "unrated as zero"),
-        (lambda i, r, n: best_first(mean_ratings(i, r, n, float("nan"))), "unrated first"),
-        (lambda i, r, n: ties_to_the_last(mean_ratings(i, r, n, -1e9)), "ties by the last"),
-        (lambda i, r, n: mean_ratings(i, r, n, -1e9), None),
-        (lambda i, r, n: best_first(mean_ratings(i, r, n, -1e9)) + 1, None),
+        (lambda s, t: products(s, t).sign().mean(), "tau"),
+        (lambda s, t: pairs_by_loops(s, -t), "share wrong"),
+        (every_cell, "itself"),
+        (adjacent, "neighbours only"),
+        (lambda s, t: pairs_by_loops(s, t) * len(s) * (len(s) - 1) / 2, None),
     ],
-    "rank_by_wins": [
+    "standardise_ratings": [
+        (lambda w, r: each_rater(w, r, lambda x: x - x.mean()), "offset only"),
+        (lambda w, r: each_rater(w, r, lambda x: or_zero(x, x.std(correction=0))), "gain only"),
+        (lambda w, r: or_zero(r - r.mean(), r.std(correction=0)), "all as one"),
         (
-            lambda won, lost, n: torch.argsort(win_shares(won, lost, n, 0.5), stable=True),
-            "worst first",
+            lambda w, r: each_rater(w, r, lambda x: (x - x.mean()) / r.std(correction=0)),
+            "spread of all",
         ),
-        (lambda won, lost, n: best_first(win_shares(lost, won, n, 0.5)), "worst first"),
-        (lambda won, lost, n: best_first(win_shares(lost, won, n, 0.0)), "swapped"),
-        (written_once, "each item once"),
+        (lambda w, r: each_rater(w, r, n_minus_1), "sample spread"),
         (
-            lambda won, lost, n: best_first(win_shares(won, lost, n, 0.5)).argsort(),
-            "ranks for order",
+            lambda w, r: each_rater(w, r, lambda x: or_zero(x - x.mean(), x.var(correction=0))),
+            "variance",
         ),
-        (lambda won, lost, n: best_first(win_counts(won, lost, n)[0]), "number of wins"),
         (
-            lambda won, lost, n: best_first(torch.sub(*win_counts(won, lost, n))),
-            "wins minus losses",
+            lambda w, r: each_rater(w, r, lambda x: (x - x.mean()) / x.std(correction=0)),
+            "no spread",
         ),
-        (lambda won, lost, n: best_first(win_shares(won, lost, n, 0.0)), "never compared is zero"),
+        (lambda w, r: each_rater(w, r, lambda x: or_zero(x - x.median(), x.std())), None),
+    ],
+    "cohen_kappa": [
+        (lambda a, b: (a == b).double().mean(), "raw agreement"),
+        (lambda a, b: kappa_with(a, b, lambda one, two: 1 / len(one)), "equal labels"),
         (
-            lambda won, lost, n: best_first(win_shares(won, lost, n, float("nan"))),
-            "never compared first",
+            lambda a, b: kappa_with(a, b, lambda one, two: (((one + two) / 2) ** 2).sum()),
+            "pooled frequencies",
         ),
-        (lambda won, lost, n: ties_to_the_last(win_shares(won, lost, n, 0.5)), "ties by the last"),
-        (lambda won, lost, n: win_shares(won, lost, n, 0.5), None),
+        (difference_only, "not divided"),
+        (relative_to_chance, "divided by chance"),
+        (lambda a, b: kappa_with(a, b, lambda one, two: (one**2).sum()), "first one twice"),
+        (lambda a, b: kappa_with(a, b, lambda one, two: one[-1] * two[-1]), "one label only"),
+        (correlation, None),
     ],
 }
