@@ -69,6 +69,18 @@ _POLICY_GRADIENT_LOSS = Exercise(
             ),
         ),
         Mistake(
+            "mean over all places",
+            "You average over all B·T places, so your loss shrinks when the batch is padded to "
+            "more tokens. Over which dimension do you sum, and over which do you average?",
+            lambda logps, advantages, mask: -(advantages.detach() * logps * mask).mean(),
+        ),
+        Mistake(
+            "every advantage with every response",
+            "You multiply [B, 1] by [B], which gives [B, B]: each advantage meets every response. "
+            "How can both have the same shape?",
+            lambda logps, advantages, mask: -(advantages.detach() * (logps * mask).sum(1)).mean(),
+        ),
+        Mistake(
             "mean over each response",
             "You average over the tokens of each response, so a token of a long response counts "
             "less. How does log π(y|x) follow from the tokens' log-probabilities?",

@@ -93,6 +93,15 @@ def loss_over_tokens(logps, advantages, mask):
     return -(advantages.detach() * logps)[mask].mean()
 
 
+def loss_over_padding_too(logps, advantages, mask):
+    return torch.where(mask, -logps * advantages.detach(), 0.0).mean()
+
+
+def loss_broadcast(logps, advantages, mask):
+    response_logps = (logps * mask).sum(-1)
+    return (-advantages.detach() * response_logps).mean()
+
+
 def loss_over_each_response(logps, advantages, mask):
     per_response = (logps * mask).sum(1) / mask.sum(1)
     return -(advantages[:, 0].detach() * per_response).mean()
@@ -206,6 +215,8 @@ WRONG = {
     "policy_gradient_loss": [
         (loss_without_a_minus, "sign"),
         (loss_over_tokens, "mean over tokens"),
+        (loss_over_padding_too, "mean over all places"),
+        (loss_broadcast, "every advantage with every response"),
         (loss_over_each_response, "mean over each response"),
         (loss_summed, "sum over responses"),
         (loss_with_padding, "mask forgotten"),
