@@ -140,6 +140,7 @@ def test_it_was_run_from_top_to_bottom_without_an_error(stem):
 
 def test_the_file_is_small(stem):
     assert NOTEBOOKS[stem].stat().st_size < 1_000_000
+    assert "widgets" not in read(stem).metadata, "the state of the widgets was saved"
 
 
 def test_something_is_compared_when_the_outputs_are_checked(stem):
