@@ -11,6 +11,7 @@ from rlhf_toy.envs.text_world import response_mask
 from rlhf_toy.exact import response_logps, state_logps
 from rlhf_toy.models import (
     GPTConfig,
+    KVCache,
     PolicyModel,
     ResidualPolicy,
     RewardModel,
@@ -300,3 +301,42 @@ def test_the_network_of_a_residual_policy_comes_from_the_generator(world, policy
     assert not torch.equal(one.body.wte.weight, other.body.wte.weight)
     assert (one.net.head.weight == 0).all() and (one.net.head.bias == 0).all()
     assert one.device == policy.device
+
+
+# Other devices: mixing CPU tensors with those of the device "meta", which compute nothing, fails.
+
+
+def on_meta(world):
+    """One model of each kind, moved to the device "meta" with all that belongs to it."""
+    generator = torch.Generator().manual_seed(0)
+    config = GPTConfig.for_world(world, n_layer=1, n_head=2, n_embd=8)
+    models = [kind(config, generator) for kind in MODELS]
+    table = torch.zeros(3, world.n_actions)
+    models.append(TablePolicy(world, table, table.long()))
+    models += [ResidualPolicy(model, config, generator) for model in (models[0], models[-1])]
+    return [model.to("meta") for model in models]
+
+
+def test_every_model_computes_where_its_weights_are(world):
+    prompts = torch.zeros(4, dtype=torch.long, device="meta")
+    responses = torch.zeros(4, world.max_length, dtype=torch.long, device="meta")
+    for model in on_meta(world):
+        assert model.device.type == model(prompts, responses).device.type == "meta"
+        if hasattr(model, "next_logits"):
+            logits, past = model.next_logits(prompts)
+            for _ in range(world.max_length - 1):
+                logits, past = model.next_logits(prompts, past)
+            assert logits.shape == (4, world.n_actions) and logits.device.type == "meta"
+
+
+def test_what_is_appended_to_rows_of_a_cache_leaves_the_cache_as_it_is():
+    first = torch.arange(24.0).view(3, 2, 2, 2)
+    cache = KVCache(first, -first, room=4)
+    one, other = cache[torch.tensor([2, 0])], cache[1:]
+    for added, branch in ((1.0, one), (2.0, other), (3.0, other)):
+        keys, values = branch.append(torch.full((2, 2, 1, 2), added), torch.zeros(2, 2, 1, 2))
+    assert (len(cache), cache.length, one.length, other.length) == (3, 2, 3, 4)
+    assert torch.equal(cache.keys, torch.arange(24.0).view(3, 2, 2, 2))
+    assert torch.equal(keys[:, :, :2], first[1:]) and torch.equal(values[:, :, :2], -first[1:])
+    assert (keys[:, :, 2] == 2).all() and (keys[:, :, 3] == 3).all()
+    assert torch.equal(one.keys[:, :, :2], first[[2, 0]]) and (one.keys[:, :, 2] == 1).all()
