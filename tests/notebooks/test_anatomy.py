@@ -130,6 +130,16 @@ def test_cells_are_short(stem):
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
 
 
+def test_the_notebooks_are_quick():
+    """As measured by tests/benchmarks/notebooks.py; run it again when a notebook changes much."""
+    table = ROOT / "tests" / "benchmarks" / "notebook_seconds.json"
+    seconds = json.loads(table.read_text(encoding="utf-8"))
+    assert list(seconds) == list(NOTEBOOKS)
+    for stem in REWRITTEN:
+        assert seconds[stem] <= (90 if stem[:2] in ("08", "12", "14") else 45), stem
+    assert sum(seconds.values()) <= 14 * 60
+
+
 def test_it_was_run_from_top_to_bottom_without_an_error(stem):
     code = cells(stem, "code")
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
