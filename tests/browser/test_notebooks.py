@@ -239,6 +239,7 @@ USES: dict[str, list[Callable]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_student_works_through_it(student, name):
+    (student.folder / "my_preferences.jsonl").unlink(missing_ok=True)  # of another notebook's test
     student.open(name)
     student.run_all()
     for use in USES.get(name[:2], ()):
