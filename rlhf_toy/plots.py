@@ -109,11 +109,10 @@ def frontier(yardstick: Yardstick, max_kl: float) -> tuple[np.ndarray, np.ndarra
     check_number("max_kl", max_kl)
     # By enumeration a β takes milliseconds, on an automaton seconds.
     is_automaton = isinstance(yardstick, AutomatonYardstick)
-    kls, rewards = [], []
+    points = []
     for beta in np.geomspace(3, 0.02, 24) if is_automaton else np.geomspace(100, 0.02, 120):
-        reward, kl = yardstick.best_at(float(beta))
-        rewards.append(reward)
-        kls.append(kl)
-        if kl > max_kl:
+        points.append(yardstick.best_at(float(beta)))
+        if points[-1][1] > max_kl:
             break
-    return np.array(kls), np.array(rewards)
+    rewards, kls = np.array(points).T
+    return kls, rewards

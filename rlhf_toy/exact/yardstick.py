@@ -150,6 +150,11 @@ class StochasticYardstick(Yardstick):
         objective, kl = (float(v[0, self._starts].mean()) for v in (values, -penalty / self.beta))
         return objective + self.beta * kl, kl
 
+    def best_at(self, beta: float) -> tuple[float, float]:
+        """Return reward and KL of the optimum for another β, as `Yardstick.best_at`."""
+        arguments = *self._tables, self.ref_logps, beta, self.world.max_length
+        return self._reward_and_kl(dp.soft_value_iteration(*arguments)[2])
+
 
 class AutomatonYardstick(Yardstick):
     """The `Yardstick` of a world with an automaton, from a policy's own samples.
@@ -228,8 +233,7 @@ class AutomatonYardstick(Yardstick):
 
     def best_at(self, beta: float) -> tuple[float, float]:
         """Return reward and KL of the optimum for another β, as `Yardstick.best_at`."""
-        rewards, kls = automata.automaton_frontier(self.world.automaton(), [beta])
-        return float(rewards), float(kls)
+        return tuple(float(x) for x in automata.automaton_frontier(self.world.automaton(), [beta]))
 
     def _measure(self, kl: float, short_of: float, error: float) -> Measure:
         J, most = self.optimum - short_of, self.optimum - self.reference_objective

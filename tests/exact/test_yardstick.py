@@ -133,6 +133,26 @@ def test_both_yardsticks_have_one_face(short_world, make_model):
     assert abs(at_reference.gap - 1) < 4 * at_reference.standard_error
 
 
+def test_every_yardstick_knows_the_frontier(short_world, make_model):
+    slippery = SlipperyWordMDP(max_length=2)
+    exact = make_yardstick(short_world, table_reference(short_world), 0.3)
+    chance = make_yardstick(slippery, make_model(PolicyModel, slippery), 0.3)
+    sampled = AutomatonYardstick(short_world, 0.3, samples=100)
+    for yardstick in (exact, chance, sampled):
+        reward, kl = yardstick.best_at(0.3)
+        assert reward - 0.3 * kl == pytest.approx(yardstick.optimum, abs=1e-9)
+        steps = [yardstick.best_at(beta) for beta in (0.6, 0.3, 0.15)]
+        assert steps == sorted(steps)  # with less penalty both are higher
+        for beta in (0.6, 0.15):  # no other optimum is better for 0.3
+            reward, kl = yardstick.best_at(beta)
+            assert reward - 0.3 * kl < yardstick.optimum
+        with pytest.raises(ValueError, match="above 0"):
+            yardstick.best_at(-1.0)
+        with pytest.raises(TypeError, match="beta"):
+            yardstick.best_at("0.5")
+    assert exact.best_at(0.5) == pytest.approx(sampled.best_at(0.5), abs=1e-9)
+
+
 def test_a_table_is_measured_exactly(long_world):
     yardstick = AutomatonYardstick(long_world, 0.5)
     automaton = long_world.automaton()
