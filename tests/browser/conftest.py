@@ -90,7 +90,7 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         shutil.copy(path, folder)
     settings = home / "settings" / "@jupyterlab"
     for name, text in {
-        # All cells stand in the page, also those that are scrolled out of sight.
+        # Keep all cells in the page, including those that are scrolled out of sight.
         "notebook-extension/tracker": {"windowingMode": "none"},
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     }.items():
@@ -192,7 +192,7 @@ class Student:
         ).last
 
     def close(self) -> None:
-        """Shuts the kernel down, so that the next notebook has the machine for itself."""
+        """Shuts down the kernel and leaves the whole machine to the next notebook."""
         self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
 

@@ -158,7 +158,6 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
     begun = time.perf_counter()
     yardstick = make_yardstick(world, reference, beta)
     seconds["gibbs"] = time.perf_counter() - begun
-    common = {"yardstick": yardstick}
 
     # 2. Preferences on the reference's own pairs, and a reward from them.
     generator = make_generator(seed, device)
@@ -184,12 +183,12 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         ("grpo", train_policy_gradient, reward_model, grpo),
     ):
         arguments = (world, reference, reward, settings)
-        policies[name], _ = timed(name, train, *arguments, start=start, **common)
+        policies[name], _ = timed(name, train, *arguments, start=start, yardstick=yardstick)
     dpo = DPOSettings(beta=beta, **steps)
-    policies["dpo"], _ = timed("dpo", train_dpo, preferences, reference, dpo, **common)
+    policies["dpo"], _ = timed("dpo", train_dpo, preferences, reference, dpo, yardstick=yardstick)
     online = OnlineDPOSettings(**rounds, dpo=replace(dpo, steps=dpo.steps // 2))
     policies["online_dpo"], _ = timed(
-        "online_dpo", train_online_dpo, world, reference, annotator, online, **common
+        "online_dpo", train_online_dpo, world, reference, annotator, online, yardstick=yardstick
     )
     scores = reward_model if is_long else response_scores(reward_model, world).cpu()
     policies["best_of_n"], _ = timed(
@@ -279,7 +278,7 @@ def _by_samples(
 ) -> Results:
     """Measure policies by samples; the optimum, added to them, and the reference are exact.
 
-    The KL of best-of-n is not known here. Its upper bound stands for it, so its J is too low.
+    The KL of best-of-n is not known here. Its upper bound is taken, which makes J a lower bound.
     """
     import torch
 

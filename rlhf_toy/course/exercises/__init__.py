@@ -10,45 +10,22 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pkgutil
 import textwrap
 from collections.abc import Callable
+from importlib import import_module
 
 from rlhf_toy.checks import check_type, shown
-from rlhf_toy.course.exercises import (
-    nb00_start_here,
-    nb01_preferences_not_ratings,
-    nb02_bradley_terry,
-    nb03_two_views,
-    nb04_trajectories,
-    nb05_reward_model,
-    nb06_gibbs_optimum,
-    nb07_policy_gradient,
-    nb08_ppo,
-    nb09_reward_hacking,
-    nb10_dpo,
-    nb12_dpo_or_ppo,
-    nb13_no_free_lunch,
-)
 from rlhf_toy.course.exercises.grading import NOT_ATTEMPTED, RIGHT, WRONG, Exercise, Verdict
 from rlhf_toy.course.exercises.grading import grade as _grade
 
 __all__ = ["Verdict", "check", "grade", "hint", "names", "progress", "solution"]
 
-_NOTEBOOKS = (
-    nb00_start_here,
-    nb01_preferences_not_ratings,
-    nb02_bradley_terry,
-    nb03_two_views,
-    nb04_trajectories,
-    nb05_reward_model,
-    nb06_gibbs_optimum,
-    nb07_policy_gradient,
-    nb08_ppo,
-    nb09_reward_hacking,
-    nb10_dpo,
-    nb12_dpo_or_ppo,
-    nb13_no_free_lunch,
-)
+_NOTEBOOKS = [
+    import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.iter_modules(__path__)  # by name
+    if module.name.startswith("nb")
+]
 _EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise for notebook in _NOTEBOOKS for exercise in notebook.EXERCISES
 }

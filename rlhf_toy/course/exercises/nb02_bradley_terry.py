@@ -203,8 +203,8 @@ _CENTRE = Exercise(
     name="centre_rewards",
     notebook="02",
     hints=(
-        "Two items belong together if a chain of comparisons leads from one to the other, whoever "
-        "won. Which items can you reach from item 0?",
+        "Two items belong together if a chain of comparisons leads from one to the other. Who won "
+        "does not matter. Which items can you reach from item 0?",
         "Give each item its own label, and let every comparison copy the smaller label to the "
         "other item until nothing changes. How often must you repeat that?",
     ),
