@@ -24,7 +24,7 @@ from rlhf_toy.annotators import Annotator
 from rlhf_toy.checks import check_positive, shown
 from rlhf_toy.course.widgets.parts import panels
 from rlhf_toy.envs import WordMDP, WordSpec
-from rlhf_toy.plots import COLOURS, MARKERS
+from rlhf_toy.plots import COLOUR, MARKERS
 
 MARGINS = {"left": 0.2, "right": 0.985, "top": 0.87, "bottom": 0.15, "wspace": 0.17}
 PRIOR_SD = 1.0  # logits; the prior's standard deviation of every weight
@@ -256,9 +256,10 @@ def draw_taste(
 def _draw_weights(axes: Axes, taste: Taste, examination: Examination, show_annotator: bool) -> None:
     rows = np.arange(len(examination.features))
     clear = taste.is_asked & (np.abs(taste.weights) > taste.half_widths)
+    yours = {"color": COLOUR["learned reward"], "fmt": "o"}
     kinds = (
-        ("clear of 0", clear, {"color": COLOURS[0], "fmt": "o"}),
-        ("not clear", taste.is_asked & ~clear, {"color": COLOURS[0], "fmt": "o", "mfc": "white"}),
+        ("clear of 0", clear, yours),
+        ("not clear", taste.is_asked & ~clear, yours | {"mfc": "white"}),
         ("never asked", ~taste.is_asked, {"color": "0.6", "fmt": "x", "elinewidth": 1}),
     )
     for name, chosen, style in kinds:
@@ -274,7 +275,7 @@ def _draw_weights(axes: Axes, taste: Taste, examination: Examination, show_annot
             annotator.weights[known],
             rows[known] + 0.3,
             MARKERS[3],
-            color=COLOURS[1],
+            color=COLOUR["true reward"],
             label="the annotator",
         )
     axes.axvline(0, color="0.3", linewidth=1)
@@ -299,8 +300,9 @@ def _draw_shares(axes: Axes, shares: Mapping[int, float], examination: Examinati
     ):
         axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=name)
     values = [shares[n] for n in numbers]
-    axes.plot(numbers, values, color=COLOURS[2], linewidth=1.5)
-    axes.plot(numbers[-1], values[-1], MARKERS[2], color=COLOURS[2], markersize=9, label="your fit")
+    colour = COLOUR["learned reward"]
+    axes.plot(numbers, values, color=colour, linewidth=1.5)
+    axes.plot(numbers[-1], values[-1], MARKERS[2], color=colour, markersize=9, label="your fit")
     axes.set_xlim(0, max(20, 1.08 * numbers[-1]))
     axes.set_ylim(min(0.4, min(values) - 0.02), 0.8)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
