@@ -34,6 +34,7 @@ PAGE = """\
 <title>rlhf_toy</title>
 <style>
 body {{ font: 1.05rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 3rem auto; padding: 0 1rem; }}
+ul {{ list-style: none; padding: 0; }}
 li {{ margin: 1.2rem 0; }}
 li p {{ margin: 0.2rem 0; }}
 .note {{ color: #666; font-size: 0.9rem; }}
@@ -42,9 +43,9 @@ li p {{ margin: 0.2rem 0; }}
 </head>
 <body>
 <h1>Reinforcement learning from human feedback</h1>
-<ol start="0">
+<ul>
 {items}
-</ol>
+</ul>
 </body>
 </html>
 """  # noqa: E501
