@@ -187,9 +187,15 @@ def check_distribution(name: str, values: Tensor, log: bool = True) -> None:
         raise ValueError(f"{expected} {got}")
 
 
-def check_generator(generator: torch.Generator) -> None:
-    """Raise a TypeError unless this is a torch generator: chance never comes from elsewhere."""
+def check_generator(generator: torch.Generator, device: torch.device | None = None) -> None:
+    """Raise unless this is a torch generator, on the policy's device if that is given.
+
+    Nothing falls back on torch's global generator.
+    """
     check_type("generator", generator, torch.Generator, "a torch.Generator, see make_generator")
+    if device is not None and generator.device.type != device.type:
+        advice = "create it with make_generator(seed, policy.device)"
+        raise ValueError(f"generator is on {generator.device} and the policy on {device}: {advice}")
 
 
 def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:

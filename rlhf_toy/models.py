@@ -189,6 +189,11 @@ class _Policy(nn.Module):
     vocabulary: str  # of the world it was made for, see `TextWorld.vocabulary`
     end_token: int | None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def token_logps(
         self, prompts: Tensor, responses: Tensor, actions: Tensor | None = None
     ) -> Tensor:
@@ -270,11 +275,6 @@ class TablePolicy(_Policy):
         self.register_buffer("successors", successors.clone())
         self.register_buffer("start", start.clone())
 
-    @property
-    def device(self) -> torch.device:
-        """Where the table is."""
-        return self.table.device
-
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Return the logits of every token, as `PolicyModel.forward`: [B], [B, T] → [B, T, A]."""
         states = [self.start[prompts]]
@@ -341,11 +341,6 @@ class ResidualPolicy(_Policy):
         """Make the network trainable, or not; the reference never is."""
         self.net.requires_grad_(requires_grad)
         return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.net.device
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Return the logits of every token, as `PolicyModel.forward`: [B], [B, T] → [B, T, A]."""

@@ -97,12 +97,13 @@ def sample(
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: prompts that the world does not have, or a policy made for another world.
+        ValueError: prompts that the world does not have, a policy made for another world, or a
+            generator on another device.
     """
     world = unwrap(world)
     check_fits(policy, world)
+    checks.check_generator(generator, policy.device)
     checks.check_ids("prompts", prompts, world.n_prompts, dim=1)
-    checks.check_generator(generator)
     columns = []
     with torch.inference_mode():
         tokens, past = world.prompt_tokens(prompts), None

@@ -340,8 +340,9 @@ def test_held_out_is_the_share_of_the_pairs_that_are_never_trained_on(held_out, 
 def test_early_stopping_returns_the_policy_that_was_best_on_the_held_out_pairs():
     settings = DPOSettings(steps=200, batch_size=64, learning_rate=1e-2, measure_every=10)
     few = PAIRS[:60]
-    stopped, history = train_dpo(few, REFERENCE, settings, seed=0)
-    last, _ = train_dpo(few, REFERENCE, replace(settings, early_stopping=False), seed=0)
+    stopped, history = train_dpo(few, REFERENCE, settings, seed=0, device="cpu")
+    to_the_end = replace(settings, early_stopping=False)
+    last, _ = train_dpo(few, REFERENCE, to_the_end, seed=0, device="cpu")
     losses = history.series("held_out/loss")[1]
     best = losses.index(min(losses))
     assert best < len(losses) - 1, "the example must overfit, or it shows nothing"

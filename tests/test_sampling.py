@@ -1,5 +1,6 @@
 """Sampling: the policy's own probabilities, word by word, and what is kept of them."""
 
+import copy
 import random
 
 import numpy as np
@@ -174,3 +175,10 @@ def test_the_metrics_of_ratios_are_means_over_tokens(weights):
     }
     assert {name: float(value) for name, value in found.items()} == pytest.approx(right)
     assert 0 < right["policy/clipfrac"] < 1
+
+
+def test_a_generator_on_another_device_than_the_policy_is_refused(world, policy):
+    elsewhere = copy.deepcopy(policy).to("meta")
+    prompts = torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"on cpu and the policy on meta.*policy\.device"):
+        sample(elsewhere, world, prompts, make_generator(0))

@@ -258,16 +258,18 @@ def test_bad_settings_are_refused(make):
 
 def test_the_whole_pipeline_closes_most_of_the_gap_on_the_bandit():
     world = PromptBandit()
-    reference, history = train_reference(world, SFTSettings(steps=150), seed=0)
+    reference, history = train_reference(world, SFTSettings(steps=150), seed=0, device="cpu")
     assert history.last("loss") < 1.9  # log 8 is 2.08, the habits' entropy 1.8
     pairs = collect_preferences(reference, world, BradleyTerryAnnotator(), 4_000, make_generator(1))
-    model, history = train_reward_model(pairs, RewardModelSettings(steps=150), seed=0)
+    model, history = train_reward_model(pairs, RewardModelSettings(steps=150), seed=0, device="cpu")
     assert history.last("held_out/accuracy") > 0.65
     settings = PPOSettings(iterations=80, batch_size=512, num_mini_batches=8)
     yardstick = Yardstick(world, reference, settings.beta)
-    ppo_true, _ = train_ppo(world, reference, world.response_rewards, settings, seed=0)
-    ppo_learned, _ = train_ppo(world, reference, model, settings, seed=0)
-    dpo, _ = train_dpo(pairs, reference, DPOSettings(steps=150), seed=0)
+    ppo_true, _ = train_ppo(
+        world, reference, world.response_rewards, settings, seed=0, device="cpu"
+    )
+    ppo_learned, _ = train_ppo(world, reference, model, settings, seed=0, device="cpu")
+    dpo, _ = train_dpo(pairs, reference, DPOSettings(steps=150), seed=0, device="cpu")
     gaps = [yardstick.measure(policy).gap for policy in (ppo_true, ppo_learned, dpo)]
     assert 0 <= gaps[0] < 0.02
     assert gaps[0] < gaps[1] < 0.2
