@@ -44,10 +44,9 @@ def test_a_solved_notebook_runs_to_its_end(path):
         pytest.skip("no exercises in this notebook")
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}})
     client.execute()
-    printed = [
-        output.text
+    printed = [  # a busy machine may deliver a line in pieces
+        "".join(output.text for output in cell.outputs)
         for cell in notebook.cells
         if "exercise" in cell.metadata.get("tags", [])
-        for output in cell.outputs
     ]
     assert printed == [f"{name}: right\n" for name in names]
