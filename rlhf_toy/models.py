@@ -40,8 +40,7 @@ class GPTConfig:
     n_embd: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd"):
-            checks.check_count(name, getattr(self, name))
+        checks.check_settings(self)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from rlhf_toy import losses, training
 from rlhf_toy.checkpoints import Checkpoint
-from rlhf_toy.checks import check_choice, check_scores, check_settings, check_type
+from rlhf_toy.checks import check_scores, check_settings, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import approx_kl, grpo_advantages, rloo_advantages
@@ -61,15 +61,8 @@ class PolicyGradientSettings:
     measure_every: int = 100  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        choices = {
-            "advantage": ADVANTAGES,
-            "kl": KL_TERMS,
-            "kl_level": KL_LEVELS,
-            "aggregate": losses.AGGREGATES,
-        }
-        for name, known in choices.items():
-            check_choice(name, getattr(self, name), known)
+        choices = {"kl": KL_TERMS, "kl_level": KL_LEVELS, "aggregate": losses.AGGREGATES}
+        check_settings(self, advantage=ADVANTAGES, **choices)
         for name in ("num_generations", "num_mini_batches"):
             if self.batch_size % getattr(self, name):
                 wanted = f"a multiple of {name} {getattr(self, name)}"
