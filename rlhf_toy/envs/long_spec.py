@@ -5,13 +5,12 @@ To make another world, write another `LongSpec` and pass it to `LongReview`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, partial
 
-from rlhf_toy.checks import check_count, check_number, check_texts, shown
-from rlhf_toy.envs.word_spec import checked_mapping, checked_numbers
+from rlhf_toy.checks import check_texts, shown
+from rlhf_toy.envs.word_spec import checked_mapping, checked_numbers, freeze_numbers
 
 KINDS = (
     "determiners", "aspects", "verbs", "intensifiers", "negations", "conjunctions", "adjectives",
@@ -107,16 +106,10 @@ class LongSpec:
         freeze("corpus_weights", weights)
         ranges = {"intensified": {"low": 0, "below": 1}, "negated": {"low": 0, "below": 1}}
         ranges["ended"] = ranges["careless"] = {"above": 0, "high": 1}
-        ranges["floor"] = {"above": 0, "below": 1 / (len(self.words) + 1)}
-        for field in fields(self):
-            if isinstance(field.default, float):  # costs and shares
-                limit = ranges.get(field.name, {"low": 0, "high": math.inf})
-                check_number(field.name, getattr(self, field.name), **limit)
-                freeze(field.name, float(getattr(self, field.name)))
+        freeze_numbers(self, floor={"above": 0, "below": 1 / (len(self.words) + 1)}, **ranges)
         if self.intensified + self.negated >= 1:
             got = f"{self.intensified} and {self.negated}"
             raise ValueError(f"intensified and negated must add up to less than 1, got {got}")
-        check_count("max_length", self.max_length)
 
     @cached_property
     def words_by_kind(self) -> dict[str, tuple[str, ...]]:

@@ -5,14 +5,13 @@ To make another world, write another `WordSpec` and pass it to `WordMDP` or `Sli
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
-from rlhf_toy.checks import check_choice, check_count, check_number, check_texts, shown
+from rlhf_toy.checks import check_choice, check_number, check_settings, check_texts, shown
 
 KINDS = ("adjectives", "intensifiers", "negations", "conjunctions")
 # Which kind of word may follow which. "start" and "end" are the two ends of a review.
@@ -99,12 +98,8 @@ class WordSpec:
         freeze("prompt_taste", tuple(taste.items()))
         weights = checked_numbers("corpus_weights", self.corpus_weights, adjectives, above=0)
         freeze("corpus_weights", weights)
-        for field in fields(self):
-            if isinstance(field.default, float):  # costs and shares
-                high = math.inf if field.name.endswith("cost") else 1
-                check_number(field.name, getattr(self, field.name), low=0, high=high)
-                freeze(field.name, float(getattr(self, field.name)))
-        check_count("max_length", self.max_length)
+        share = {"low": 0, "high": 1}
+        freeze_numbers(self, two_phrases=share, intensified=share, negated=share)
 
         grammar = checked_mapping("grammar", self.grammar, ("start", *KINDS))
         for kind, following in grammar.items():
@@ -132,6 +127,15 @@ class WordSpec:
         """Whether a review with these kinds of words breaks no rule of the grammar."""
         follows = dict(self.grammar)
         return all(b in follows.get(a, ()) for a, b in pairwise(("start", *kinds, "end")))
+
+
+def freeze_numbers(spec: Any, **limits: Mapping[str, float]) -> None:
+    """Check a spec's numbers by `check_settings`, costs from 0 on, and make its floats floats."""
+    costs = {field.name: {"low": 0} for field in fields(spec) if field.name.endswith("cost")}
+    check_settings(spec, **costs, **limits)
+    for field in fields(spec):
+        if field.type == "float":
+            object.__setattr__(spec, field.name, float(getattr(spec, field.name)))
 
 
 def checked_mapping(name: str, value: Any, known: Collection[str] | None = None) -> dict[str, Any]:
