@@ -124,13 +124,9 @@ def preference_loss(
         settings: see `DPOSettings`.
         weights: [N] weights of the pairs.
     """
-    world = preferences.world
-    pairs = PairLogps(
-        *pair_logps(policy, preferences),
-        *ref_logps,
-        chosen_lengths=world.response_mask(preferences.chosen).sum(1),
-        rejected_lengths=world.response_mask(preferences.rejected).sum(1),
-    )
+    masks = map(preferences.world.response_mask, (preferences.chosen, preferences.rejected))
+    lengths = [mask.sum(1) for mask in masks]  # [N] each
+    pairs = PairLogps(*pair_logps(policy, preferences), *ref_logps, *lengths)
     return LOSSES[settings.loss](pairs, settings, weights), pairs
 
 
@@ -331,16 +327,10 @@ def train_online_dpo(
     for number in range(settings.rounds):
         fresh = collect_preferences(sampler, world, annotator, settings.pairs, generator)
         pairs = fresh if pairs is None else pairs.join(fresh)
+        path = checkpoint and f"{os.fspath(checkpoint)}.{number + 1}"
+        see = watch and partial(look, number)
         policy, found = train_dpo(
-            pairs,
-            reference,
-            settings.dpo,
-            seed + number,
-            device,
-            checkpoint and f"{os.fspath(checkpoint)}.{number + 1}",
-            watch and partial(look, number),
-            policy,
-            yardstick,
+            pairs, reference, settings.dpo, seed + number, device, path, see, policy, yardstick
         )
         sampler, history = policy, together(number, found)
     return policy, history

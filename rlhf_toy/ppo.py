@@ -137,10 +137,8 @@ def ppo_loss(
     loss_policy = losses.ppo_clip_loss(
         logps, batch.logps, batch.advantages, mask, settings.cliprange, settings.aggregate, weights
     )
-    metrics = {
-        "loss/policy": loss_policy.detach(),
-        **batch.ratio_metrics(logps.detach(), settings.cliprange, weights),
-    }
+    metrics = {"loss/policy": loss_policy.detach()}
+    metrics |= batch.ratio_metrics(logps.detach(), settings.cliprange, weights)
     if critic is None:
         return loss_policy, metrics
     values = critic(batch.prompts, batch.responses)
