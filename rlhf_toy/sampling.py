@@ -98,10 +98,9 @@ def sample(
     world = unwrap(world)
     check_fits(policy, world)
     checks.check_generator(generator, policy.device)
-    checks.check_ids("prompts", prompts, world.n_prompts, dim=1)
     columns = []
     with torch.inference_mode():
-        tokens, past = world.prompt_tokens(prompts), None
+        tokens, past = world.prompt_tokens(prompts, dim=1), None
         over = torch.zeros_like(prompts, dtype=torch.bool)
         for _ in range(world.max_length):
             logits, past = policy.next_logits(tokens, past)

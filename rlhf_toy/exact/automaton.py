@@ -86,8 +86,7 @@ class AutomatonOptimum:
         """
         checks.check_ids("prompts", prompts, len(self.automaton.rewards), 1)
         checks.check_generator(generator)
-        logps_at = lambda t, states: self.logps_at(t, prompts, states)  # noqa: E731
-        return self.automaton.sample(prompts, generator, logps_at)
+        return self.automaton.sample(prompts, generator, lambda t, s: self.logps_at(t, prompts, s))
 
 
 def automaton_optimum(automaton: Automaton, beta: float) -> AutomatonOptimum:
