@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -233,3 +233,9 @@ def check_settings(settings: Any, **limits: Mapping[str, float] | Collection[str
             check_choice(name, value, limits[name])
         elif kind == "float" or (kind == "float | None" and value is not None):
             check_number(name, value, **limits.get(name, {"above": 0}))
+
+
+def freeze(settings: Any, check: Callable[..., Any], *names: str, **limits: Any) -> None:
+    """Replace fields of a frozen dataclass by what `check` returns for their names and values."""
+    for name in names:
+        object.__setattr__(settings, name, check(name, getattr(settings, name), **limits))
