@@ -135,10 +135,7 @@ class Rater(Annotator):
     rounding: float = 1.0
 
     def __post_init__(self) -> None:
-        checks.check_number("offset", self.offset)
-        checks.check_positive(gain=self.gain)
-        checks.check_number("noise", self.noise, low=0)
-        checks.check_number("rounding", self.rounding, low=0, high=10)
+        checks.check_settings(self, offset={}, noise={"low": 0}, rounding={"low": 0, "high": 10})
 
     def rate(self, rewards: Tensor, generator: torch.Generator) -> Tensor:
         """Return ratings from 0 to 10 of responses with true rewards [B], in logits: [B].
@@ -215,7 +212,6 @@ class Population(Annotator):
         for annotator in self.annotators:
             checks.check_type("every member", annotator, Rater, "a Rater, as only raters can rate")
         checks.check_same_shape(rewards=rewards)
-        checks.check_finite(rewards=rewards)
         checks.check_generator(generator)
         weights, n = self.weights.to(rewards.device), rewards.numel()
         member = torch.multinomial(weights, n, True, generator=generator).view(rewards.shape)

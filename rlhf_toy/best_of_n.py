@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_toy import checks, training
 from rlhf_toy.checkpoints import Checkpoint
@@ -23,7 +23,7 @@ from rlhf_toy.models import Policy, check_fits
 from rlhf_toy.sampling import sample
 from rlhf_toy.training import History, Metrics, Reward
 
-DRAWS_AT_ONCE = 8_192  # responses, to bound the memory
+ATTENDED_AT_ONCE = 2**23  # pairs of positions in all responses drawn at once: the memory
 
 
 def pick_best_of_n(responses: Tensor, scores: Tensor) -> Tensor:
@@ -111,33 +111,6 @@ class BestOfNSettings:
             checks.check_count("every n", n)
 
 
-def best_of_n_iteration(
-    state: training.State,
-    world: TextWorld,
-    reference: Policy,
-    scores: Tensor,
-    yardstick: Yardstick,
-    settings: BestOfNSettings,
-) -> Metrics:
-    """Try the next n: draw groups of responses, keep the best, and measure; see `run_best_of_n`."""
-    n = settings.ns[state.step]
-    prompts = world.sample_prompts(settings.samples, state.generator)
-    draws = sample(reference, world, prompts.repeat_interleave(n), state.generator).responses
-    groups = draws.view(settings.samples, n, -1)
-    index = world.response_index(draws).cpu().view(settings.samples, n)
-    best = pick_best_of_n(groups, scores[prompts.cpu()[:, None], index].to(draws.device))
-    best_scores = scores[prompts.cpu(), world.response_index(best).cpu()]
-    state.step += 1
-    logps = best_of_n_logps(yardstick.ref_logps, scores, n)
-    return {
-        "n": n,
-        "exact/scores": expected_reward(logps, scores).mean(),
-        "objective/scores": best_scores.mean(),
-        "kl_bound": best_of_n_kl_bound(n),
-        **yardstick.metrics(logps),
-    }
-
-
 def sample_best_of_n(
     reference: Policy,
     world: TextWorld,
@@ -168,7 +141,7 @@ def sample_best_of_n(
     checks.check_ids("prompts", prompts, world.n_prompts, dim=1)
     found = []
     with torch.no_grad():
-        for some in prompts.split(max(1, DRAWS_AT_ONCE // n)):
+        for some in prompts.split(max(1, ATTENDED_AT_ONCE // (n * world.max_length**2))):
             repeated = some.repeat_interleave(n)
             draws = sample(reference, world, repeated, generator).responses
             scores = checks.check_scores(reward(repeated, draws), repeated).view(-1, n)
@@ -178,14 +151,14 @@ def sample_best_of_n(
     return responses, scores
 
 
-def estimate_best_of_n(
+def best_of_n_iteration(
     state: training.State,
     world: TextWorld,
     reference: Policy,
     reward: Reward,
     settings: BestOfNSettings,
 ) -> Metrics:
-    """Try the next n by samples alone, where there are too many responses for tables."""
+    """Try the next n: draw groups of responses, and keep the best; see `run_best_of_n`."""
     n = settings.ns[state.step]
     prompts = world.sample_prompts(settings.samples, state.generator)
     best, scores = sample_best_of_n(reference, world, reward, prompts, n, state.generator)
@@ -224,9 +197,10 @@ def run_best_of_n(
         checkpoint: a file to save to and to resume from.
 
     Returns:
-        log-probabilities [X, Y] of the policy that was chosen, and a history by step, one for each
-        n. Exact: `exact/reward` (true), `exact/scores`, `exact/kl`, `exact/objective`, `exact/gap`;
-        `n`; `kl_bound` (see `best_of_n_kl_bound`); estimated on the draws: `objective/scores`.
+        log-probabilities [X, Y] of the policy that was chosen, or where scores are a function its
+        n; and a history by step, one for each n: `n`; `kl_bound` (see `best_of_n_kl_bound`);
+        estimated on the draws, `objective/scores` and `objective/reward` (true). Of a table exactly
+        as well: `exact/scores`, `exact/reward`, `exact/kl`, `exact/objective`, `exact/gap`.
 
     Raises:
         TypeError, ValueError: bad settings, seed, device, world, scores, or a checkpoint of another
@@ -241,31 +215,35 @@ def run_best_of_n(
     state = training.State(generator)
     inputs = {"world": world.fingerprint, "reference": reference}
     if isinstance(scores, Tensor):
-        checks.check_finite(scores=scores)
-        inputs["scores"] = scores = scores.cpu()
         yardstick = Yardstick(world, reference, settings.beta)
-        best_of_n_logps(yardstick.ref_logps, scores, 1)  # raises where the scores do not fit
-        arguments = (state, world, reference, scores, yardstick, settings)
-        iterate, liked, kl = partial(best_of_n_iteration, *arguments), "exact/scores", "exact/kl"
+        inputs["scores"] = scores = scores.cpu()
+        table, law = scores.to(device), partial(best_of_n_logps, yardstick.ref_logps, scores)
+        law(1)  # raises where the scores do not fit
+
+        def reward(prompts: Tensor, responses: Tensor) -> Tensor:
+            return table[prompts, world.response_index(responses)]
+
+        def measure() -> Metrics:
+            logps = law(settings.ns[state.step - 1])
+            found = {"exact/scores": expected_reward(logps, scores).mean()}
+            return found | yardstick.metrics(logps)
+
+        liked, kl = "exact/scores", "exact/kl"
     else:
         checks.check_type("scores", scores, Callable, "a tensor [X, Y] or a function of responses")
-        if isinstance(scores, nn.Module):
-            check_fits(scores, world)
-            scores = copy.deepcopy(scores).to(device)
+        reward, measure = training.frozen_reward(scores, world, device), dict
         if checkpoint is not None:
-            inputs["scores"] = training.reward_digest(scores, world, device)
-        arguments = (state, world, reference, scores, settings)
-        iterate, liked, kl = partial(estimate_best_of_n, *arguments), "objective/scores", "kl_bound"
+            inputs["scores"] = training.reward_digest(reward, world, device)
+        liked, kl = "objective/scores", "kl_bound"
     history = training.run_steps(
         state,
-        iterate,
+        lambda: best_of_n_iteration(state, world, reference, reward, settings),
         len(settings.ns),
         Checkpoint(checkpoint, "best of n", settings, seed, **inputs),
+        measure,
         shown_metrics={"exact/scores": "score", "objective/scores": "estimated", "exact/kl": "kl"},
     )
     pairs = zip(history.series(liked)[1], history.series(kl)[1], strict=True)
     objectives = [score - settings.beta * spent for score, spent in pairs]
     n = settings.ns[objectives.index(max(objectives))]
-    if not isinstance(scores, Tensor):
-        return n, history
-    return best_of_n_logps(yardstick.ref_logps, scores, n), history
+    return law(n) if isinstance(scores, Tensor) else n, history

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -210,15 +210,17 @@ def check_scores(scores: Tensor, prompts: Tensor) -> Tensor:
     return scores.float()
 
 
-def check_settings(settings: Any, **limits: Mapping[str, float]) -> None:
-    """Raise a TypeError or ValueError unless the fields of a settings object are valid.
+def check_settings(settings: Any, **limits: Mapping[str, float] | Collection[str]) -> None:
+    """Raise a TypeError or ValueError unless the fields of a dataclass are valid.
 
     What a field may hold follows from its type: an `int` is at least 1 and a `float` finite and
-    above 0, or within their `limits`; a `bool` is True or False. Other types are not checked.
+    above 0, or within their `limits`; a `bool` is True or False; a `str` whose `limits` are given
+    is one of them. Other types are not checked.
 
     Args:
-        settings: a trainer's dataclass.
-        limits: for fields with other limits, the arguments of `check_count` or `check_number`.
+        settings: a trainer's settings, or another dataclass.
+        limits: for fields with other limits, the arguments of `check_count` or `check_number`; for
+            texts, the choices.
     """
     for field in fields(settings):
         name, value = field.name, getattr(settings, field.name)
@@ -227,5 +229,13 @@ def check_settings(settings: Any, **limits: Mapping[str, float]) -> None:
             check_count(name, value, **limits.get(name, {}))
         elif kind == "bool":
             check_type(name, value, bool, "True or False")
+        elif kind == "str" and name in limits:
+            check_choice(name, value, limits[name])
         elif kind == "float" or (kind == "float | None" and value is not None):
             check_number(name, value, **limits.get(name, {"above": 0}))
+
+
+def freeze(settings: Any, check: Callable[..., Any], *names: str, **limits: Any) -> None:
+    """Replace fields of a frozen dataclass by what `check` returns for their names and values."""
+    for name in names:
+        object.__setattr__(settings, name, check(name, getattr(settings, name), **limits))

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from rlhf_toy import losses, training
 from rlhf_toy.annotators import Annotator, check_annotator
 from rlhf_toy.checkpoints import Checkpoint
-from rlhf_toy.checks import check_choice, check_settings, check_type
+from rlhf_toy.checks import check_settings, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import PairLogps, preference_accuracy
@@ -56,35 +56,25 @@ class DPOSettings:
     def __post_init__(self) -> None:
         limits = {"held_out": {"above": 0, "below": 1}, "label_smoothing": {"low": 0, "below": 0.5}}
         limits |= {name: {"low": 0} for name in ("warmup_steps", "weight_decay", "simpo_gamma")}
-        limits["ema_decay"] = {"low": 0, "below": 1}
-        check_settings(self, **limits)
-        check_choice("loss", self.loss, LOSSES)
+        check_settings(self, ema_decay={"low": 0, "below": 1}, loss=LOSSES, **limits)
         if (self.label_smoothing > 0) != (self.loss in ("cdpo", "rdpo")):
             wanted = "above 0 for the losses 'cdpo' and 'rdpo', and 0 for any other"
             got = f"{self.label_smoothing} for {self.loss!r}"
             raise ValueError(f"label_smoothing must be {wanted}, got {got}")
 
 
-def _simpo(pairs: PairLogps, settings: DPOSettings, weights: Tensor | None) -> Tensor:
-    arguments = *pairs.logps[:2], *pairs.lengths, settings.beta, settings.simpo_gamma
-    return losses.simpo_loss(*arguments, weights)
-
-
-def _kto(pairs: PairLogps, settings: DPOSettings, weights: Tensor | None) -> Tensor:
-    lambdas = settings.desirable_weight, settings.undesirable_weight
-    return losses.kto_loss(*pairs.logps, settings.beta, pairs.kl(weights), *lambdas, weights)
-
-
-# What `DPOSettings.loss` may name: the loss of a batch of pairs, for settings s and row weights w.
+# What `DPOSettings.loss` may name: the loss of a batch p of pairs, for settings s, row weights w.
 LOSSES: dict[str, Callable[[PairLogps, DPOSettings, Tensor | None], Tensor]] = {
-    "dpo": lambda pairs, s, w: losses.dpo_loss(*pairs.logps, s.beta, w),
-    "ipo": lambda pairs, s, w: losses.ipo_loss(*pairs.logps, s.beta, w),
-    "cdpo": lambda pairs, s, w: losses.cdpo_loss(*pairs.logps, s.beta, s.label_smoothing, w),
-    "rdpo": lambda pairs, s, w: losses.rdpo_loss(*pairs.logps, s.beta, s.label_smoothing, w),
-    "simpo": _simpo,
-    "kto": _kto,
-    "orpo": lambda pairs, s, w: losses.orpo_loss(*pairs.logps[:2], *pairs.lengths, s.beta, w),
-    "chi_po": lambda pairs, s, w: losses.chi_po_loss(*pairs.logps, s.beta, s.max_reward, w),
+    "dpo": lambda p, s, w: losses.dpo_loss(*p.logps, s.beta, w),
+    "ipo": lambda p, s, w: losses.ipo_loss(*p.logps, s.beta, w),
+    "cdpo": lambda p, s, w: losses.cdpo_loss(*p.logps, s.beta, s.label_smoothing, w),
+    "rdpo": lambda p, s, w: losses.rdpo_loss(*p.logps, s.beta, s.label_smoothing, w),
+    "simpo": lambda p, s, w: losses.simpo_loss(*p.logps[:2], *p.lengths, s.beta, s.simpo_gamma, w),
+    "kto": lambda p, s, w: losses.kto_loss(
+        *p.logps, s.beta, p.kl(w), s.desirable_weight, s.undesirable_weight, w
+    ),
+    "orpo": lambda p, s, w: losses.orpo_loss(*p.logps[:2], *p.lengths, s.beta, w),
+    "chi_po": lambda p, s, w: losses.chi_po_loss(*p.logps, s.beta, s.max_reward, w),
 }
 
 
@@ -134,13 +124,9 @@ def preference_loss(
         settings: see `DPOSettings`.
         weights: [N] weights of the pairs.
     """
-    world = preferences.world
-    pairs = PairLogps(
-        *pair_logps(policy, preferences),
-        *ref_logps,
-        chosen_lengths=world.response_mask(preferences.chosen).sum(1),
-        rejected_lengths=world.response_mask(preferences.rejected).sum(1),
-    )
+    masks = map(preferences.world.response_mask, (preferences.chosen, preferences.rejected))
+    lengths = [mask.sum(1) for mask in masks]  # [N] each
+    pairs = PairLogps(*pair_logps(policy, preferences), *ref_logps, *lengths)
     return LOSSES[settings.loss](pairs, settings, weights), pairs
 
 
@@ -192,22 +178,6 @@ def measure_held_out(
     return {"held_out/loss": loss, "held_out/accuracy": accuracy}
 
 
-def _begin(
-    world: TextWorld,
-    reference: Policy,
-    start: training.Trainable | None,
-    seed: int,
-    device: torch.device,
-) -> tuple[training.Trainable, Policy, Generator]:
-    """The policy to train and the reference, on the device, and a generator."""
-    generator = training.make_generator(seed)
-    check_fits(reference, world)
-    if start is None:
-        start = ResidualPolicy(reference, GPTConfig.for_world(world), generator)
-    policy = training.trainable_copy(start, world).to(device)
-    return policy, copy.deepcopy(reference).to(device).requires_grad_(False), generator
-
-
 def train_dpo(
     preferences: PreferenceDataset,
     reference: Policy,
@@ -255,7 +225,12 @@ def train_dpo(
     check_type("settings", settings, DPOSettings, "DPOSettings")
     world = preferences.world
     device = training.pick_device(device)
-    policy, reference, generator = _begin(world, reference, start, seed, device)
+    generator = training.make_generator(seed)
+    check_fits(reference, world)
+    if start is None:
+        start = ResidualPolicy(reference, GPTConfig.for_world(world), generator)
+    policy = training.trainable_copy(start, world).to(device)
+    reference = copy.deepcopy(reference).to(device).requires_grad_(False)
     train, held_out = preferences.to(device).split(1 - settings.held_out, seed)
     with torch.no_grad():  # once: the reference does not change
         ref_train, ref_held_out = pair_logps(reference, train), pair_logps(reference, held_out)
@@ -352,16 +327,10 @@ def train_online_dpo(
     for number in range(settings.rounds):
         fresh = collect_preferences(sampler, world, annotator, settings.pairs, generator)
         pairs = fresh if pairs is None else pairs.join(fresh)
+        path = checkpoint and f"{os.fspath(checkpoint)}.{number + 1}"
+        see = watch and partial(look, number)
         policy, found = train_dpo(
-            pairs,
-            reference,
-            settings.dpo,
-            seed + number,
-            device,
-            checkpoint and f"{os.fspath(checkpoint)}.{number + 1}",
-            watch and partial(look, number),
-            policy,
-            yardstick,
+            pairs, reference, settings.dpo, seed + number, device, path, see, policy, yardstick
         )
         sampler, history = policy, together(number, found)
     return policy, history

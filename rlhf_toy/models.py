@@ -40,8 +40,7 @@ class GPTConfig:
     n_embd: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd"):
-            checks.check_count(name, getattr(self, name))
+        checks.check_settings(self)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
 
@@ -147,7 +146,14 @@ class GPT(nn.Module):
         return self.ln_f(x), cache
 
 
-class _Model(nn.Module):
+class _Module(nn.Module):
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+
+class _Model(_Module):
     """A body with a head. Weights are drawn from `generator`.
 
     Their standard deviation is 1/√n_embd, less on the way into the residual path. GPT-2's 0.02 is
@@ -173,26 +179,16 @@ class _Model(nn.Module):
                 std = config.n_embd**-0.5 / depth**0.5
                 nn.init.normal_(weight, std=std, generator=generator)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.body.wte.weight.device
-
     def sequence(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Return the tokens [B, T + 1] that the body reads: the prompts', then the responses."""
         return torch.cat([prompts[:, None] + self.config.n_actions + 1, responses], dim=1)
 
 
-class _Policy(nn.Module):
+class _Policy(_Module):
     """What every policy over a world's words can do, given `forward` and `next_logits`."""
 
     vocabulary: str  # of the world it was made for, see `TextWorld.vocabulary`
     end_token: int | None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
 
     def token_logps(
         self, prompts: Tensor, responses: Tensor, actions: Tensor | None = None

@@ -72,8 +72,7 @@ def frontier_figure(yardstick: Yardstick, measures: Mapping[str, Measure]) -> Fi
     if not measures:
         raise ValueError("measures must have at least one policy, got an empty dict")
     kls, rewards = frontier(yardstick, max_kl=1.25 * max(m.kl for m in measures.values()))
-    with mpl.rc_context():
-        use_style()
+    with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         axes.plot(kls, rewards, color="0.25", label="the best possible (exact)")
         line = yardstick.optimum + yardstick.beta * kls

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from rlhf_toy import losses, training
 from rlhf_toy.checkpoints import Checkpoint
-from rlhf_toy.checks import check_choice, check_scores, check_settings, check_type
+from rlhf_toy.checks import check_scores, check_settings, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.losses import approx_kl, grpo_advantages, rloo_advantages
@@ -61,15 +61,8 @@ class PolicyGradientSettings:
     measure_every: int = 100  # iterations between two exact measurements
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        choices = {
-            "advantage": ADVANTAGES,
-            "kl": KL_TERMS,
-            "kl_level": KL_LEVELS,
-            "aggregate": losses.AGGREGATES,
-        }
-        for name, known in choices.items():
-            check_choice(name, getattr(self, name), known)
+        choices = {"kl": KL_TERMS, "kl_level": KL_LEVELS, "aggregate": losses.AGGREGATES}
+        check_settings(self, advantage=ADVANTAGES, **choices)
         for name in ("num_generations", "num_mini_batches"):
             if self.batch_size % getattr(self, name):
                 wanted = f"a multiple of {name} {getattr(self, name)}"
@@ -87,8 +80,7 @@ class PolicyGradientState(training.State):
         super().__init__(generator)
         self.policy = policy
         trained = [p for p in policy.parameters() if p.requires_grad]
-        rate = settings.learning_rate
-        self.optimizer = torch.optim.Adam(trained, lr=rate, eps=1e-5, fused=True)
+        self.optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, eps=1e-5, fused=True)
 
 
 @dataclass(frozen=True)
@@ -134,21 +126,18 @@ def experience_loss(
     Returns:
         scalar.
     """
-    advantages = batch.advantages[:, None].expand_as(logps)
+    advantages, mask = batch.advantages[:, None].expand_as(logps), batch.mask
     if settings.num_mini_batches == 1:  # the policy is still the one that sampled
-        loss = losses.policy_gradient_loss(
-            logps, advantages, batch.mask, settings.aggregate, weights
-        )
+        loss = losses.policy_gradient_loss(logps, advantages, mask, settings.aggregate, weights)
     else:
         loss = losses.ppo_clip_loss(
-            logps, batch.logps, advantages, batch.mask, settings.cliprange, settings.aggregate,
-            weights,
-        )  # fmt: skip
+            logps, batch.logps, advantages, mask, settings.cliprange, settings.aggregate, weights
+        )
     if settings.kl.endswith("loss"):
         estimator = settings.kl[:2]
         if settings.kl_level == "token":
             kl = approx_kl(logps, batch.ref_logps, estimator)
-            kl = losses.aggregate_loss(kl, batch.mask, settings.aggregate, weights)
+            kl = losses.aggregate_loss(kl, mask, settings.aggregate, weights)
         else:
             kl = approx_kl(logps.sum(1), batch.ref_logps.sum(1), estimator)
             kl = losses.weighted_mean(kl, weights)

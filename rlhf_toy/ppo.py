@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from rlhf_toy import losses, training
 from rlhf_toy.checkpoints import Checkpoint
-from rlhf_toy.checks import check_choice, check_scores, check_settings, check_type
+from rlhf_toy.checks import check_scores, check_settings, check_type
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.exact import Yardstick, make_yardstick
 from rlhf_toy.models import Policy, ValueModel, check_fits
@@ -47,8 +47,7 @@ class PPOSettings:
 
     def __post_init__(self) -> None:
         share = {"low": 0, "high": 1}
-        check_settings(self, gamma=share, lam=share)
-        check_choice("aggregate", self.aggregate, losses.AGGREGATES)
+        check_settings(self, gamma=share, lam=share, aggregate=losses.AGGREGATES)
         if self.batch_size % self.num_mini_batches:
             wanted = f"a multiple of num_mini_batches {self.num_mini_batches}"
             raise ValueError(f"batch_size {self.batch_size} must be {wanted}")
@@ -138,10 +137,8 @@ def ppo_loss(
     loss_policy = losses.ppo_clip_loss(
         logps, batch.logps, batch.advantages, mask, settings.cliprange, settings.aggregate, weights
     )
-    metrics = {
-        "loss/policy": loss_policy.detach(),
-        **batch.ratio_metrics(logps.detach(), settings.cliprange, weights),
-    }
+    metrics = {"loss/policy": loss_policy.detach()}
+    metrics |= batch.ratio_metrics(logps.detach(), settings.cliprange, weights)
     if critic is None:
         return loss_policy, metrics
     values = critic(batch.prompts, batch.responses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -15,26 +15,21 @@ from rlhf_toy.models import Policy, check_fits
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Tensors with one row a response, which are indexed together."""
-
-    def __len__(self) -> int:
-        return len(getattr(self, fields(self)[0].name))
-
-    def __getitem__(self, rows: slice | Tensor) -> Self:
-        """Return some of the rows, by a slice, a mask or indices."""
-        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-@dataclass(frozen=True)
-class Rollout(Rows):
-    """Sampled responses."""
+class Rollout:
+    """Sampled responses: tensors with one row a response, which are indexed together."""
 
     prompts: Tensor  # [B] prompt indices
     actions: Tensor  # [B, T] what the policy chose, padded
     responses: Tensor  # [B, T] what the world appended: the same unless transitions are stochastic
     logps: Tensor  # [B, T] log π(action | state) in nats, 0 after the end
     mask: Tensor  # [B, T] True up to and including the end
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        """Return some of the rows, by a slice, a mask or indices."""
+        return type(self)(*(tensor[rows] for tensor in vars(self).values()))
 
     def distinct(self) -> tuple[Rollout, Tensor]:
         """Return each different row once, U of them, and which of them each row was: [B]."""
@@ -103,10 +98,9 @@ def sample(
     world = unwrap(world)
     check_fits(policy, world)
     checks.check_generator(generator, policy.device)
-    checks.check_ids("prompts", prompts, world.n_prompts, dim=1)
     columns = []
     with torch.inference_mode():
-        tokens, past = world.prompt_tokens(prompts), None
+        tokens, past = world.prompt_tokens(prompts, dim=1), None
         over = torch.zeros_like(prompts, dtype=torch.bool)
         for _ in range(world.max_length):
             logits, past = policy.next_logits(tokens, past)

@@ -184,20 +184,16 @@ class BestSoFar(Stateful):
 
     def __init__(self, model: nn.Module) -> None:
         self.loss = float("inf")
-        self.weights = _copy(model)
+        self.weights = copy.deepcopy(model.state_dict())
 
     def offer(self, model: nn.Module, loss: float) -> None:
         """Keep a copy of the model's weights if this loss is the lowest so far."""
         if loss < self.loss:
-            self.loss, self.weights = loss, _copy(model)
+            self.loss, self.weights = loss, copy.deepcopy(model.state_dict())
 
     def restore(self, model: nn.Module) -> None:
         """Load the best weights into the model."""
         model.load_state_dict(self.weights)
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
 
 
 def frozen_reward(reward: Reward, world: TextWorld, device: torch.device) -> Reward:

@@ -486,7 +486,6 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, tuple[Any, Kind]]]] = {
     ),
     "exact.log_partition": (exact.log_partition, BANDIT),
     "exact.gibbs_policy": (exact.gibbs_policy, BANDIT),
-    "exact.lagrange_multiplier": (exact.lagrange_multiplier, BANDIT),
     "exact.expected_reward": (
         exact.expected_reward,
         {"logps": (LOGPS, tensor), "rewards": (REWARDS, tensor)},

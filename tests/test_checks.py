@@ -24,6 +24,7 @@ from rlhf_toy.checks import (
     check_shapes,
     check_tensors,
     check_type,
+    freeze,
     shown,
 )
 
@@ -284,3 +285,17 @@ def test_flags_must_be_true_or_false_and_only_what_may_be_none_may():
         check_settings(Settings(limit=0.0))
     with pytest.raises(TypeError, match="rate must be a number, got None"):
         check_settings(Settings(rate=None))
+
+
+def test_a_text_is_one_of_its_choices_where_these_are_given():
+    check_settings(Settings(name="a"), name=("a", "b"))
+    with pytest.raises(ValueError, match="name must be one of 'a', 'b', got 'c'"):
+        check_settings(Settings(name="c"), name=("a", "b"))
+    with pytest.raises(TypeError, match="name must be one of 'a', 'b', got 3"):
+        check_settings(Settings(name=3), name=("a", "b"))
+
+
+def test_frozen_fields_become_what_the_check_returns():
+    settings = Settings(steps=2, rate=3)
+    freeze(settings, lambda name, value, low: (name, value, low), "steps", "rate", low=1)
+    assert settings == Settings(steps=("steps", 2, 1), rate=("rate", 3, 1))

@@ -199,10 +199,7 @@ class LongReview(TextWorld):
     """
 
     def __init__(
-        self,
-        spec: LongSpec = STAYS,
-        max_length: int | None = None,
-        render_mode: str | None = None,
+        self, spec: LongSpec = STAYS, max_length: int | None = None, render_mode: str | None = None
     ) -> None:
         check_type("spec", spec, LongSpec, "a LongSpec such as STAYS")
         length = spec.max_length if max_length is None else max_length

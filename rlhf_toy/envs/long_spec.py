@@ -5,13 +5,12 @@ To make another world, write another `LongSpec` and pass it to `LongReview`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 
-from rlhf_toy.checks import check_count, check_number, check_texts, shown
-from rlhf_toy.envs.word_spec import checked_mapping, checked_numbers
+from rlhf_toy.checks import check_texts, freeze, shown
+from rlhf_toy.envs.word_spec import checked_numbers, checked_tables, freeze_numbers
 
 KINDS = (
     "determiners", "aspects", "verbs", "intensifiers", "negations", "conjunctions", "adjectives",
@@ -78,45 +77,28 @@ class LongSpec:
     max_length: int = 32
 
     def __post_init__(self) -> None:
-        freeze = partial(object.__setattr__, self)
-        freeze("prompts", check_texts("prompts", self.prompts))
-        freeze("determiners", check_texts("determiners", self.determiners))
-        freeze("verbs", check_texts("verbs", self.verbs))
-        aspects = checked_mapping("aspects", self.aspects)
-        for aspect in aspects:
-            aspects[aspect] = checked_numbers(f"aspects[{aspect!r}]", aspects[aspect])
-            check_texts(f"aspects[{aspect!r}]", [word for word, _ in aspects[aspect]])
-        freeze("aspects", tuple(aspects.items()))
-        limits = {"intensifiers": {"above": 0}, "negations": {"below": 0}}
-        limits["conjunctions"] = {"low": -1, "high": 1}
-        for kind, limit in limits.items():
-            freeze(kind, checked_numbers(kind, getattr(self, kind), **limit))
+        freeze(self, check_texts, "prompts", "determiners", "verbs")
+        freeze(self, checked_tables, "aspects")
+        for aspect, worths in self.aspects:
+            check_texts(f"aspects[{aspect!r}]", [word for word, _ in worths])
+        freeze(self, checked_numbers, "intensifiers", above=0)
+        freeze(self, checked_numbers, "negations", below=0)
+        freeze(self, checked_numbers, "conjunctions", low=-1, high=1)
         for kind in KINDS:
             check_texts(kind, self.words_by_kind[kind])
         check_texts("words", self.words)
         if " ".join(self.words).split() != list(self.words):
             raise ValueError(f"words must not contain blanks, got {shown(self.words)}")
 
-        factors = checked_mapping("importance", self.importance, self.prompts)
-        for prompt in factors:
-            name = f"importance[{prompt!r}]"
-            factors[prompt] = checked_numbers(name, factors[prompt], aspects, above=0)
-        freeze("importance", tuple(factors.items()))
-        adjectives = self.words_by_kind["adjectives"]
-        weights = checked_numbers("corpus_weights", self.corpus_weights, adjectives, above=0)
-        freeze("corpus_weights", weights)
+        aspects, adjectives = (self.words_by_kind[kind] for kind in ("aspects", "adjectives"))
+        freeze(self, checked_tables, "importance", keys=self.prompts, known=aspects, above=0)
+        freeze(self, checked_numbers, "corpus_weights", known=adjectives, above=0)
         ranges = {"intensified": {"low": 0, "below": 1}, "negated": {"low": 0, "below": 1}}
         ranges["ended"] = ranges["careless"] = {"above": 0, "high": 1}
-        ranges["floor"] = {"above": 0, "below": 1 / (len(self.words) + 1)}
-        for field in fields(self):
-            if isinstance(field.default, float):  # costs and shares
-                limit = ranges.get(field.name, {"low": 0, "high": math.inf})
-                check_number(field.name, getattr(self, field.name), **limit)
-                freeze(field.name, float(getattr(self, field.name)))
+        freeze_numbers(self, floor={"above": 0, "below": 1 / (len(self.words) + 1)}, **ranges)
         if self.intensified + self.negated >= 1:
             got = f"{self.intensified} and {self.negated}"
             raise ValueError(f"intensified and negated must add up to less than 1, got {got}")
-        check_count("max_length", self.max_length)
 
     @cached_property
     def words_by_kind(self) -> dict[str, tuple[str, ...]]:

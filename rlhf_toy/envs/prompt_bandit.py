@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_number, check_texts, check_type, shown
+from rlhf_toy.checks import check_number, check_texts, check_type, freeze, shown
 from rlhf_toy.envs.text_world import TextWorld
 
 
@@ -38,9 +37,7 @@ class BanditSpec:
     habits: Sequence[Sequence[float]]
 
     def __post_init__(self) -> None:
-        freeze = partial(object.__setattr__, self)
-        freeze("prompts", check_texts("prompts", self.prompts))
-        freeze("responses", check_texts("responses", self.responses))
+        freeze(self, check_texts, "prompts", "responses")
         shape = len(self.prompts), len(self.responses)
         for name in ("taste", "habits"):
             table = np.array(getattr(self, name), dtype=object)
@@ -49,7 +46,7 @@ class BanditSpec:
                 raise ValueError(f"{name} must have {rows}, got {shown(getattr(self, name))}")
             for number in table.flat:
                 check_number(f"each entry of {name}", number)
-            freeze(name, tuple(tuple(map(float, row)) for row in table))
+            object.__setattr__(self, name, tuple(tuple(map(float, row)) for row in table))
 
 
 QUESTIONS = BanditSpec(

@@ -161,9 +161,14 @@ class TextWorld(gym.Env):
 
     # Responses as tensors.
 
-    def prompt_tokens(self, prompts: Tensor) -> Tensor:
-        """The tokens by which the models know prompt indices: [...] → [...]."""
-        checks.check_ids("prompts", prompts, self.n_prompts)
+    def prompt_tokens(self, prompts: Tensor, dim: int | None = None) -> Tensor:
+        """The tokens by which the models know prompt indices, of `dim` dimensions: [...] → [...].
+
+        Raises:
+            TypeError: not a tensor.
+            ValueError: ids out of range, or another number of dimensions than `dim`.
+        """
+        checks.check_ids("prompts", prompts, self.n_prompts, dim)
         return prompts + self.n_actions + 1
 
     def response_mask(self, responses: Tensor, dim: int | None = None) -> Tensor:

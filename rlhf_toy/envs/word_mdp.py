@@ -113,10 +113,9 @@ class WordMDP(TextWorld):
             joint = torch.where(is_conjunction, number, joint).masked_fill(is_adjective, 0.0)
             phrase = torch.where(is_adjective, value, phrase)
             phrase_over = is_adjective | is_conjunction
-            intensity = torch.where(
-                kind == intensifier, number, intensity.masked_fill(phrase_over, 1.0)
-            )
-            sign = torch.where(kind == negation, number, sign.masked_fill(phrase_over, 1.0))
+            intensity, sign = (x.masked_fill(phrase_over, 1.0) for x in (intensity, sign))
+            intensity = torch.where(kind == intensifier, number, intensity)
+            sign = torch.where(kind == negation, number, sign)
             before = torch.where(here, kind, before)
         dangling = (before != end) & ~may_follow[before, end]  # cut off where it may not end
         return reward - spec.grammar_cost * dangling.double()

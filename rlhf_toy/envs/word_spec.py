@@ -5,14 +5,13 @@ To make another world, write another `WordSpec` and pass it to `WordMDP` or `Sli
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from rlhf_toy.checks import check_choice, check_count, check_number, check_texts, shown
+from rlhf_toy.checks import check_choice, check_number, check_settings, check_texts, freeze, shown
 
 KINDS = ("adjectives", "intensifiers", "negations", "conjunctions")
 # Which kind of word may follow which. "start" and "end" are the two ends of a review.
@@ -80,11 +79,11 @@ class WordSpec:
     max_length: int = 5
 
     def __post_init__(self) -> None:
-        freeze = partial(object.__setattr__, self)
-        freeze("prompts", check_texts("prompts", self.prompts))
-        limits = ({}, {"above": 0}, {"below": 0}, {})
-        for kind, limit in zip(KINDS, limits, strict=True):
-            freeze(kind, checked_numbers(kind, getattr(self, kind), **limit))
+        freeze(self, check_texts, "prompts")
+        freeze(self, checked_numbers, "adjectives", "conjunctions")
+        freeze(self, checked_numbers, "intensifiers", above=0)
+        freeze(self, checked_numbers, "negations", below=0)
+        for kind in KINDS:
             check_texts(kind, [word for word, _ in getattr(self, kind)])
         for word, sign in self.conjunctions:
             if sign not in (-1, 0, 1):
@@ -94,17 +93,10 @@ class WordSpec:
             raise ValueError(f"words must not contain blanks, got {shown(self.words)}")
 
         adjectives = dict(self.adjectives)
-        taste = checked_mapping("prompt_taste", self.prompt_taste, self.prompts)
-        taste = {x: checked_numbers(f"prompt_taste[{x!r}]", taste[x], adjectives) for x in taste}
-        freeze("prompt_taste", tuple(taste.items()))
-        weights = checked_numbers("corpus_weights", self.corpus_weights, adjectives, above=0)
-        freeze("corpus_weights", weights)
-        for field in fields(self):
-            if isinstance(field.default, float):  # costs and shares
-                high = math.inf if field.name.endswith("cost") else 1
-                check_number(field.name, getattr(self, field.name), low=0, high=high)
-                freeze(field.name, float(getattr(self, field.name)))
-        check_count("max_length", self.max_length)
+        freeze(self, checked_tables, "prompt_taste", keys=self.prompts, known=adjectives)
+        freeze(self, checked_numbers, "corpus_weights", known=adjectives, above=0)
+        share = {"low": 0, "high": 1}
+        freeze_numbers(self, two_phrases=share, intensified=share, negated=share)
 
         grammar = checked_mapping("grammar", self.grammar, ("start", *KINDS))
         for kind, following in grammar.items():
@@ -116,7 +108,7 @@ class WordSpec:
             reached |= {after for before in reached for after in grammar.get(before, ())}
         if "end" not in reached:
             raise ValueError(f"grammar must lead from 'start' to 'end', got {shown(grammar)}")
-        freeze("grammar", tuple(grammar.items()))
+        object.__setattr__(self, "grammar", tuple(grammar.items()))
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -132,6 +124,14 @@ class WordSpec:
         """Whether a review with these kinds of words breaks no rule of the grammar."""
         follows = dict(self.grammar)
         return all(b in follows.get(a, ()) for a, b in pairwise(("start", *kinds, "end")))
+
+
+def freeze_numbers(spec: Any, **limits: Mapping[str, float]) -> None:
+    """Check a spec's numbers by `check_settings`, costs from 0 on, and make its floats floats."""
+    costs = {field.name: {"low": 0} for field in fields(spec) if field.name.endswith("cost")}
+    check_settings(spec, **costs, **limits)
+    floats = [field.name for field in fields(spec) if field.type == "float"]
+    freeze(spec, lambda name, value: float(value), *floats)
 
 
 def checked_mapping(name: str, value: Any, known: Collection[str] | None = None) -> dict[str, Any]:
@@ -153,6 +153,16 @@ def checked_numbers(
     for key, number in pairs.items():
         check_number(f"{name}[{key!r}]", number, **limits)
     return tuple((key, float(number)) for key, number in pairs.items())
+
+
+def checked_tables(
+    name: str, value: Any, keys: Collection[str] | None = None, **limits: Any
+) -> tuple[tuple[str, Any], ...]:
+    """A mapping of `keys` to mappings to numbers as a tuple of pairs, see `checked_numbers`."""
+    tables = checked_mapping(name, value, keys)
+    for key, table in tables.items():
+        tables[key] = checked_numbers(f"{name}[{key!r}]", table, **limits)
+    return tuple(tables.items())
 
 
 REVIEWS = WordSpec(

@@ -7,7 +7,7 @@ where it is needed, because its full table [T, X, S, A] would take gigabytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -86,8 +86,7 @@ class AutomatonOptimum:
         """
         checks.check_ids("prompts", prompts, len(self.automaton.rewards), 1)
         checks.check_generator(generator)
-        logps_at = lambda t, states: self.logps_at(t, prompts, states)  # noqa: E731
-        return self.automaton.sample(prompts, generator, logps_at)
+        return self.automaton.sample(prompts, generator, lambda t, s: self.logps_at(t, prompts, s))
 
 
 def automaton_optimum(automaton: Automaton, beta: float) -> AutomatonOptimum:
@@ -125,39 +124,33 @@ def _log_partitions(automaton: Automaton, rate: Tensor) -> Tensor:
     return torch.stack(found[::-1])
 
 
-def automaton_evaluation(
-    automaton: Automaton, logps: Tensor | Callable[[int], Tensor]
-) -> tuple[Tensor, Tensor]:
+def automaton_evaluation(automaton: Automaton, logps: Tensor) -> tuple[Tensor, Tensor]:
     """Return what a policy that is a table on the automaton earns, and its KL to π_ref, exactly.
 
     Args:
         automaton: see `Automaton`.
         logps: log π, [S, A], [X, S, A], or [T, X, S, A] where it depends on the number of tokens so
-            far; or a function that returns [X, S, A] for each number of tokens, such as
-            `AutomatonOptimum.table`, which takes seconds in a large world.
+            far.
 
     Returns:
         expected rewards [X] in logits, and KL(π ‖ π_ref) of whole responses [X] in nats.
 
     Raises:
-        TypeError: not an automaton, or neither a tensor nor a function.
+        TypeError: not an automaton, or not a tensor.
         ValueError: a table of another shape, or whose rows are not log-probabilities.
     """
     _check(automaton)
-    if isinstance(logps, Tensor):
-        X, S, A = automaton.rewards.shape
-        kind = {2: "SA", 3: "XSA"}.get(logps.dim(), "TXSA")
-        checks.check_shapes({"T": automaton.horizon, "X": X, "S": S, "A": A}, logps=(logps, kind))
-        checks.check_distribution("logps", logps)
-        table = logps
-        logps = lambda t: table[t] if table.dim() == 4 else table  # noqa: E731
-    checks.check_type("logps", logps, Callable, "a tensor or a function of the number of tokens")
+    checks.check_tensors(logps=logps)
+    X, S, A = automaton.rewards.shape
+    kind = {2: "SA", 3: "XSA"}.get(logps.dim(), "TXSA")
+    checks.check_shapes({"T": automaton.horizon, "X": X, "S": S, "A": A}, logps=(logps, kind))
+    checks.check_distribution("logps", logps)
     ended = automaton.successors[:, -1].unique()
     slots, following = automaton.branches
     value, penalty = automaton.final_rewards.double(), torch.zeros_like(automaton.final_rewards)
     here = None
     for t in reversed(range(automaton.horizon)):
-        before, here = here, logps(t)
+        before, here = here, logps[t] if kind == "TXSA" else logps
         if here is not before:
             p = here.exp().expand(automaton.rewards.shape)
             earned, kl = (p * automaton.rewards).sum(-1), kl_divergence(here, automaton.ref_logps)

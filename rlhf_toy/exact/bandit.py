@@ -7,10 +7,7 @@ from torch import Tensor
 
 from rlhf_toy.checks import check_last_dimension, check_positive
 
-__all__ = [
-    "expected_reward", "gibbs_policy", "kl_divergence", "lagrange_multiplier", "log_partition",
-    "objective",
-]  # fmt: skip
+__all__ = ["expected_reward", "gibbs_policy", "kl_divergence", "log_partition", "objective"]
 
 
 def kl_divergence(logp: Tensor, logq: Tensor) -> Tensor:
@@ -66,14 +63,6 @@ def gibbs_policy(ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
     """
     log_z = log_partition(ref_logps, rewards, beta)
     return ref_logps + rewards / beta - log_z[..., None]
-
-
-def lagrange_multiplier(ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """Return λ(x) = β − β log Z(x), the multiplier of Σ_y π(y|x) = 1 at the optimum.
-
-    Takes and raises what `log_partition` does; returns [...] in logits.
-    """
-    return beta - beta * log_partition(ref_logps, rewards, beta)
 
 
 def expected_reward(logps: Tensor, rewards: Tensor) -> Tensor:

@@ -35,8 +35,9 @@ def _tree(
     """Walk down the tree of word strings after a prompt, one level at a time.
 
     Yields for 0, 1 … T − 1 words what `step` returns for the last tokens [n] and the cache of the
-    level above. One prompt at a time bounds the memory.
+    level above. One prompt at a time bounds the memory. Raises a ValueError if there are too many.
     """
+    world.check_enumerable()
     words = torch.arange(world.n_words, device=device)
     tokens, past = world.prompt_tokens(torch.tensor([prompt], device=device)), None
     for level in range(world.max_length):
@@ -71,7 +72,6 @@ def state_logps(policy: Policy, env: gym.Env) -> Tensor:
     """
     world = unwrap(env)
     check_fits(policy, world)
-    world.check_enumerable()
     rows = []
     with torch.inference_mode():
         for prompt in range(world.n_prompts):
@@ -155,7 +155,6 @@ def response_scores(reward_model: RewardModel, env: gym.Env) -> Tensor:
     """
     world = unwrap(env)
     check_fits(reward_model, world)
-    world.check_enumerable()
     scores = []
 
     def read(tokens: Tensor, past: Cache | None) -> tuple[Tensor, Cache]:

@@ -236,7 +236,6 @@ def population_dpo(
     checks.check_shapes(ref_logps=(ref_logps, "SA"))
     checks.check_distribution("ref_logps", ref_logps)
     checks.check_finite(ref_logps=ref_logps)
-    checks.check_positive(beta=beta)
     shape = (episodes.visits.shape[1], *ref_logps.shape)
     if episodes.visits.max() >= shape[0] * ref_logps.numel():
         raise ValueError(f"the records do not belong to tables [H, S, A] = {list(shape)}")

@@ -47,14 +47,12 @@ class Yardstick:
         ref_logps: [X, Y] log π_ref(y|x).
         rewards: [X, Y] true rewards.
         optimum: J* = E_x[β log Z(x)].
+        reference_objective: J(π_ref), which is the reference's reward.
 
     Raises:
         TypeError, ValueError: as for `response_logps` and `log_partition`, or every response of the
             reference has the same reward, so there is nothing to gain.
     """
-
-    optimum: float
-    reference_objective: float  # J(π_ref), which is the reference's reward
 
     def __init__(self, env: gym.Env, reference: Policy, beta: float) -> None:
         self.world, self.beta = unwrap(env), beta
@@ -122,7 +120,6 @@ class StochasticYardstick(Yardstick):
 
     def __init__(self, env: gym.Env, reference: Policy, beta: float) -> None:
         self.world, self.beta = unwrap(env), beta
-        checks.check_positive(beta=beta)
         self._tables = dp.tabular_mdp(self.world)
         self.ref_logps = state_logps(reference, self.world).cpu()  # [S, A]
         # One start for each prompt: its empty response.
@@ -197,18 +194,16 @@ class AutomatonYardstick(Yardstick):
         optimum = automata.automaton_optimum(automaton, beta)
         self._optima = {torch.device("cpu"): optimum}
         self.optimum = optimum.objective
-        self.reference_objective = float(
-            automata.automaton_evaluation(automaton, automaton.ref_logps)[0].mean()
-        )
+        rewards, _ = automata.automaton_evaluation(automaton, automaton.ref_logps)
+        self.reference_objective = float(rewards.mean())
         self._check_there_is_a_gap()
 
     def optimum_on(self, device: torch.device) -> automata.AutomatonOptimum:
         """Return the optimum with its tables on a device, copied there once."""
         if device not in self._optima:
+            automaton = self.world.automaton(device)
             values = self._optima[torch.device("cpu")].values.to(device)
-            self._optima[device] = automata.AutomatonOptimum(
-                self.world.automaton(device), self.beta, values
-            )
+            self._optima[device] = automata.AutomatonOptimum(automaton, self.beta, values)
         return self._optima[device]
 
     def measure(self, policy: Policy | Tensor) -> Measure:
@@ -227,9 +222,8 @@ class AutomatonYardstick(Yardstick):
         to_optimum, to_reference = self.sample_kls(policy)
         variances = to_optimum.var(1) / to_optimum.shape[1]  # of each prompt's mean
         error = float(self.beta * variances.sum().sqrt() / len(variances))
-        return self._measure(
-            float(to_reference.mean()), self.beta * float(to_optimum.mean()), error
-        )
+        kl, short_of = float(to_reference.mean()), self.beta * float(to_optimum.mean())
+        return self._measure(kl, short_of, error)
 
     def best_at(self, beta: float) -> tuple[float, float]:
         """Return reward and KL of the optimum for another β, as `Yardstick.best_at`."""
@@ -249,28 +243,19 @@ class AutomatonYardstick(Yardstick):
             TypeError, ValueError: a model of another world.
         """
         check_fits(policy, self.world)
-        device = policy.device
-        optimum = self.optimum_on(device)
-        generator = torch.Generator(device).manual_seed(self.seed)
-        prompts = torch.arange(self.world.n_prompts, device=device)
+        generator = torch.Generator(policy.device).manual_seed(self.seed)
+        prompts = torch.arange(self.world.n_prompts, device=policy.device)
         prompts = prompts.repeat_interleave(self.samples_per_prompt)
-        with torch.inference_mode():
-            found = [
-                self._kls(policy, some, generator, optimum)
-                for some in prompts.split(RESPONSES_AT_ONCE)
-            ]
+        parts = prompts.split(RESPONSES_AT_ONCE)
+        with torch.no_grad():  # not inference mode, in which no table may be copied to a device
+            found = [self._kls(policy, some, generator) for some in parts]
         # [2 targets, 2 estimates, X, n]
         estimates = torch.cat(found, dim=-1).unflatten(-1, (self.world.n_prompts, -1)).cpu()
         return with_least_variance(*estimates[0]), with_least_variance(*estimates[1])
 
-    def _kls(
-        self,
-        policy: Policy,
-        prompts: Tensor,
-        generator: torch.Generator,
-        optimum: automata.AutomatonOptimum,
-    ) -> Tensor:
+    def _kls(self, policy: Policy, prompts: Tensor, generator: torch.Generator) -> Tensor:
         """Both estimates of both KLs: [2 targets, 2 estimates, B]."""
+        optimum = self.optimum_on(policy.device)
         rollout = sample(policy, self.world, prompts, generator)
         responses, mask = rollout.responses, rollout.mask
         logps = policy(prompts, responses).double().log_softmax(-1)  # [B, T, A]

@@ -8,14 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import (
-    check_finite,
-    check_number,
-    check_positive,
-    check_same_shape,
-    check_shapes,
-    check_type,
-)
+from rlhf_toy import checks
 from rlhf_toy.losses.policy import masked, masked_mean
 
 __all__ = ["gae", "grpo_advantages", "rloo_advantages", "token_rewards", "whiten"]
@@ -45,8 +38,8 @@ def token_rewards(
             without a real token or with a gap.
     """
     mask, logps, ref_logps = masked(mask, logps=logps, ref_logps=ref_logps)
-    check_same_shape(reward=reward, rows_of_mask=mask[:, 0])
-    check_positive(beta=beta)
+    checks.check_same_shape(reward=reward, rows_of_mask=mask[:, 0])
+    checks.check_positive(beta=beta)
     if not mask[:, 0].all() or (mask[:, 1:] > mask[:, :-1]).any():
         raise ValueError("every row of the mask must be real tokens from the left, without gaps")
     rewards = beta * (ref_logps - logps)
@@ -76,8 +69,8 @@ def gae(
         TypeError: something that is not a tensor or a number.
         ValueError: shapes differ, no token is real, or γ or λ outside [0, 1].
     """
-    check_number("gamma", gamma, 0, 1)
-    check_number("lam", lam, 0, 1)
+    checks.check_number("gamma", gamma, 0, 1)
+    checks.check_number("lam", lam, 0, 1)
     _, rewards, values = masked(mask, rewards=rewards, values=values)
     following_value = following_advantage = torch.zeros_like(values[:, 0])
     columns = []
@@ -141,14 +134,14 @@ def grpo_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
         TypeError, ValueError: as for `rloo_advantages`, or a `scale` that is not True or False.
     """
     _group_size(rewards)
-    check_type("scale", scale, bool, "True or False")
+    checks.check_type("scale", scale, bool, "True or False")
     centred = rewards - rewards.mean(1, keepdim=True)
     return centred / (rewards.std(1, keepdim=True) + 1e-4) if scale else centred
 
 
 def _group_size(rewards: Tensor) -> int:
-    G = check_shapes(rewards=(rewards, "XG"))["G"]
-    check_finite(rewards=rewards)
+    G = checks.check_shapes(rewards=(rewards, "XG"))["G"]
+    checks.check_finite(rewards=rewards)
     if G < 2:
         raise ValueError("rewards must have at least two responses to each prompt, got 1")
     return G

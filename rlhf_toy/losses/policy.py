@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_toy.checks import check_choice, check_ids, check_positive, check_same_shape, check_type
+from rlhf_toy import checks
 
 __all__ = [
     "AGGREGATES", "ESTIMATORS", "aggregate_loss", "approx_kl", "masked_mean",
@@ -27,7 +27,7 @@ def masked(mask: Tensor, **tensors: Tensor) -> list[Tensor]:
 
     Raises a ValueError if their shapes differ, the mask is not 2-D, or no token is real.
     """
-    check_same_shape(**tensors, mask=mask)
+    checks.check_same_shape(**tensors, mask=mask)
     if mask.dim() != 2:
         raise ValueError(f"the mask must be [B, T], got {list(mask.shape)}")
     mask = mask.bool()
@@ -43,10 +43,10 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
         TypeError: something that is not a tensor.
         ValueError: an empty batch, or weights of another shape, negative, or all 0.
     """
-    check_same_shape(values=values)
+    checks.check_same_shape(values=values)
     if weights is None:
         return values.mean()
-    check_same_shape(values=values, weights=weights)
+    checks.check_same_shape(values=values, weights=weights)
     if not ((weights >= 0).all() and 0 < weights.sum() < torch.inf):
         raise ValueError("weights must be finite, at least 0 and not all 0")
     return (weights * values).sum() / weights.sum()
@@ -83,7 +83,7 @@ def aggregate_loss(
         ValueError: shapes differ, no token is real, bad weights, an unknown `aggregate`, or a
             response without a real token for "response_mean".
     """
-    check_choice("aggregate", aggregate, AGGREGATES)
+    checks.check_choice("aggregate", aggregate, AGGREGATES)
     if aggregate == "token":
         return masked_mean(values, mask, weights)
     mask, values = masked(mask, values=values)
@@ -110,13 +110,10 @@ def token_logps(logits: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
         TypeError: something that is not a tensor.
         ValueError: shapes that do not fit, or ids that are no actions.
     """
-    check_type("logits", logits, Tensor, "a tensor [B, T, A]")
-    if logits.dim() != 3:
-        raise ValueError(f"logits must be [B, T, A], got {list(logits.shape)}")
-    check_same_shape(responses=responses, mask=mask, logits_without_actions=logits[..., 0])
+    checks.check_shapes(logits=(logits, "BTA"), responses=(responses, "BT"), mask=(mask, "BT"))
     mask = mask.bool()
     actions = responses.masked_fill(~mask, 0)  # a pad token is no action
-    check_ids("responses on real tokens", actions, logits.shape[-1])
+    checks.check_ids("responses on real tokens", actions, logits.shape[-1])
     logits = logits.masked_fill(~mask[..., None], 0.0)
     logps = logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
     return logps.masked_fill(~mask, 0.0)
@@ -149,8 +146,8 @@ def approx_kl(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Tensor
         TypeError: something that is not a tensor.
         ValueError: shapes differ, or an unknown estimator.
     """
-    check_choice("estimator", estimator, ESTIMATORS)
-    check_same_shape(logps=logps, ref_logps=ref_logps)
+    checks.check_choice("estimator", estimator, ESTIMATORS)
+    checks.check_same_shape(logps=logps, ref_logps=ref_logps)
     log_ratio = logps - ref_logps
     if estimator == "k1":
         return log_ratio
@@ -181,7 +178,7 @@ def policy_gradient_loss(
     Raises:
         TypeError, ValueError: as for `aggregate_loss`.
     """
-    check_type("advantages", advantages, Tensor, "a tensor [B, T] or [B, 1]")
+    checks.check_type("advantages", advantages, Tensor, "a tensor [B, T] or [B, 1]")
     mask, logps = masked(mask, logps=logps)
     if advantages.shape[1:] == (1,):
         advantages = advantages.expand(-1, mask.shape[1])
@@ -215,7 +212,7 @@ def ppo_clip_loss(
     Raises:
         TypeError, ValueError: ε is not a finite number above 0, or as for `aggregate_loss`.
     """
-    check_positive(cliprange=cliprange)
+    checks.check_positive(cliprange=cliprange)
     tensors = {"logps": logps, "old_logps": old_logps, "advantages": advantages}
     mask, logps, old_logps, advantages = masked(mask, **tensors)
     # Beyond e^80 the ratio would overflow, and a clipped token's gradient be 0 · ∞.
@@ -254,7 +251,7 @@ def value_loss(
     mask, values, old_values, returns = masked(mask, **tensors)
     errors = (values - returns) ** 2
     if cliprange_value is not None:
-        check_positive(cliprange_value=cliprange_value)
+        checks.check_positive(cliprange_value=cliprange_value)
         clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
         errors = torch.maximum(errors, (clipped - returns) ** 2)
     return masked_mean(errors, mask, weights) / 2

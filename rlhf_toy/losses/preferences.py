@@ -131,18 +131,12 @@ class PairLogps:
 
     def implicit_rewards(self, beta: float) -> tuple[Tensor, Tensor]:
         """The implicit rewards [B] of the chosen and of the rejected responses, in logits."""
-        chosen = implicit_reward(self.policy_chosen_logps, self.ref_chosen_logps, beta)
-        return chosen, implicit_reward(self.policy_rejected_logps, self.ref_rejected_logps, beta)
+        return _implicit_rewards(self.logps, beta)
 
 
-def _margins(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-) -> tuple[Tensor, Tensor]:
-    """The implicit rewards [B] of both responses, of one shape."""
+def _implicit_rewards(logps: tuple[Tensor, ...], beta: float) -> tuple[Tensor, Tensor]:
+    """The implicit rewards [B] of both responses, of one shape, from `PairLogps.logps`."""
+    policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps = logps
     chosen = implicit_reward(policy_chosen_logps, ref_chosen_logps, beta)
     rejected = implicit_reward(policy_rejected_logps, ref_rejected_logps, beta)
     check_same_shape(chosen_logps=chosen, rejected_logps=rejected)
@@ -176,7 +170,7 @@ def dpo_loss(
         TypeError, ValueError: shapes differ, an empty batch, or β is not a finite number above 0.
     """
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
-    return bradley_terry_loss(*_margins(*logps, beta), weights)
+    return bradley_terry_loss(*_implicit_rewards(logps, beta), weights)
 
 
 def _smoothed(
@@ -203,7 +197,7 @@ def ipo_loss(
     as for `dpo_loss`; returns a scalar.
     """
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
-    chosen, rejected = _margins(*logps, beta)
+    chosen, rejected = _implicit_rewards(logps, beta)
     return weighted_mean(((chosen - rejected) / beta - 1 / (2 * beta)) ** 2, weights)
 
 
@@ -227,7 +221,7 @@ def cdpo_loss(
     """
     check_number("label_smoothing", label_smoothing, low=0, below=0.5)
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
-    return _smoothed(_margins(*logps, beta), 1 - label_smoothing, label_smoothing, weights)
+    return _smoothed(_implicit_rewards(logps, beta), 1 - label_smoothing, label_smoothing, weights)
 
 
 def rdpo_loss(
@@ -252,7 +246,7 @@ def rdpo_loss(
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     shares = (1 - label_smoothing, -label_smoothing)
     kept, flipped = (share / (1 - 2 * label_smoothing) for share in shares)
-    return _smoothed(_margins(*logps, beta), kept, flipped, weights)
+    return _smoothed(_implicit_rewards(logps, beta), kept, flipped, weights)
 
 
 def simpo_loss(
@@ -338,7 +332,7 @@ def chi_po_loss(
     """
     check_positive(max_reward=max_reward)
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
-    log_ratios = (reward / beta for reward in _margins(*logps, beta))
+    log_ratios = (reward / beta for reward in _implicit_rewards(logps, beta))
     # Beyond e^80 a ratio would overflow; it is clipped long before.
     chosen, rejected = (beta * (h.clamp(max=80.0).exp() + h) for h in log_ratios)
     margin = (chosen - rejected).clamp(-2 * max_reward, 2 * max_reward)
@@ -373,7 +367,7 @@ def kto_loss(
         got = f"{float(kl):.4g}" if kl.dim() == 0 else shown(kl)
         raise ValueError(f"kl must be one number of at least 0, got {got}")
     logps = policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
-    chosen, rejected = _margins(*logps, beta)
+    chosen, rejected = _implicit_rewards(logps, beta)
     kl = beta * kl.detach()
     # Not σ(kl − chosen): near 1 it rounds, and its gradient with it.
     desirable = weighted_mean(desirable_weight * (1 - torch.sigmoid(chosen - kl)), weights)

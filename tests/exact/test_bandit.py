@@ -14,7 +14,6 @@ from rlhf_toy.exact import (
     expected_reward,
     gibbs_policy,
     kl_divergence,
-    lagrange_multiplier,
     log_partition,
     objective,
 )
@@ -98,8 +97,7 @@ def test_gibbs_by_hand():
 def test_the_optimum_is_stationary_with_the_multiplier_of_the_proof(seed, beta):
     ref_logps, rewards, _ = random_problem(seed)
     logps = gibbs_policy(ref_logps, rewards, beta)
-    multiplier = lagrange_multiplier(ref_logps, rewards, beta)
-    assert_close(multiplier, beta - beta * log_partition(ref_logps, rewards, beta))
+    multiplier = beta - beta * log_partition(ref_logps, rewards, beta)
     stationary = rewards - beta * (logps - ref_logps + 1) + multiplier[:, None]
     assert stationary.abs().max() < 1e-9 * (1 + beta)
 
@@ -109,7 +107,7 @@ def test_the_optimum_is_stationary_with_the_multiplier_of_the_proof(seed, beta):
 def test_the_multiplier_cancels_the_gradient_of_the_objective_at_the_optimum(seed, beta):
     ref_logps, rewards, _ = random_problem(seed)
     logps = gibbs_policy(ref_logps, rewards, beta)
-    multiplier = lagrange_multiplier(ref_logps, rewards, beta)
+    multiplier = beta - beta * log_partition(ref_logps, rewards, beta)
     probabilities = logps.exp().requires_grad_()
     J = objective(probabilities.log(), ref_logps, rewards, beta).sum()
     (slope,) = torch.autograd.grad(J, probabilities)
@@ -159,12 +157,11 @@ def test_extreme_rewards_and_betas_neither_overflow_nor_lose_the_sum(rewards, be
     best = gibbs_policy(ref_logps, rewards, beta)
     values = [
         log_partition(ref_logps, rewards, beta),
-        lagrange_multiplier(ref_logps, rewards, beta),
         objective(best, ref_logps, rewards, beta),
     ]
     assert best.isfinite().all() and all(value.isfinite() for value in values)
     assert best.exp().sum().item() == pytest.approx(1, abs=1e-6)
-    assert values[2].item() == pytest.approx(beta * values[0].item(), rel=1e-9)
+    assert values[1].item() == pytest.approx(beta * values[0].item(), rel=1e-9)
 
 
 def test_what_the_reference_never_writes_the_optimum_never_writes():
@@ -187,7 +184,7 @@ def test_large_beta_stays_at_the_reference_and_small_beta_takes_the_best():
     assert (torch.stack(kls).diff(dim=0) > 0).all()
 
 
-@pytest.mark.parametrize("function", [log_partition, gibbs_policy, lagrange_multiplier])
+@pytest.mark.parametrize("function", [log_partition, gibbs_policy])
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan])
 def test_beta_must_be_a_finite_number_above_0(function, beta):
     with pytest.raises(ValueError, match="beta must be a finite number above 0"):

@@ -191,7 +191,7 @@ def test_the_mix_of_two_estimates_varies_less_than_either(long_world, make_model
     prompts = torch.arange(2).repeat_interleave(500)
     optimum = yardstick.optimum_on(torch.device("cpu"))
     with torch.no_grad():
-        (ratio, kl), _ = yardstick._kls(policy, prompts, make_generator(0), optimum)
+        (ratio, kl), _ = yardstick._kls(policy, prompts, make_generator(0))
         # Written out once more: log π and log π* of the tokens that were drawn.
         rollout = sample(policy, long_world, prompts, make_generator(0))
         states = optimum.automaton.walk(prompts, rollout.responses)

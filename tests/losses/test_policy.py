@@ -303,9 +303,9 @@ def test_shapes_that_would_broadcast_silently_are_refused(function, shapes):
 @pytest.mark.parametrize("function", [token_logps, sequence_logps])
 def test_logits_must_fit_the_responses(function):
     tokens = torch.zeros(2, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="expected nonempty tensors logits"):
         function(torch.zeros(2, 4, 5), tokens, tokens)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="expected nonempty tensors logits"):
         function(torch.zeros(2, 3, 5), tokens, tokens[:1])
 
 
