@@ -6,14 +6,14 @@ Importing this file needs the extra `bridge` and registers `ToyForCausalLM` with
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_toy.checks import check_type
 from rlhf_toy.envs import TextWorld, unwrap
-from rlhf_toy.exact import Measure, Yardstick
+from rlhf_toy.exact import AutomatonYardstick, Measure, Yardstick
 from rlhf_toy.models import GPTConfig, PolicyModel, check_fits
 from rlhf_toy.preferences import PreferenceDataset
 from rlhf_toy.training import Reward, make_generator
@@ -43,6 +43,9 @@ class ToyConfig(GPT2Config):
     """GPT-2's configuration; only the first `n_actions` tokens are ever written, or the end."""
 
     model_type = "rlhf_toy"
+    auto_map: ClassVar[
+        dict
+    ] = {}  # TRL looks for it in the configuration of any model that it loads
 
     def __init__(self, n_actions: int = 1, vocabulary: str = "", **sizes: Any) -> None:
         super().__init__(**sizes)
@@ -200,6 +203,11 @@ def hugging_face_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
     return weights
 
 
+def to_prompts(world: TextWorld) -> list[str]:
+    """Return all prompts as texts for the tokenizer."""
+    return [prompt.replace(" ", "_") for prompt in unwrap(world).prompts]
+
+
 def to_text(world: TextWorld, prompts: Tensor, responses: Tensor) -> tuple[list[str], list[str]]:
     """Return prompts [B] and responses [B, T] as texts for the tokenizer, without end tokens.
 
@@ -212,7 +220,8 @@ def to_text(world: TextWorld, prompts: Tensor, responses: Tensor) -> tuple[list[
         "".join(f" {words[token]}" for token in row[keep].tolist())
         for row, keep in zip(responses, written, strict=True)
     ]
-    return [world.prompts[prompt].replace(" ", "_") for prompt in prompts.tolist()], texts
+    names = to_prompts(world)
+    return [names[prompt] for prompt in prompts.tolist()], texts
 
 
 def to_dataset(preferences: PreferenceDataset) -> Dataset:
@@ -241,7 +250,7 @@ def to_reward_function(reward: Reward, world: TextWorld) -> Callable[..., list[f
         returns a list of rewards.
     """
     world = unwrap(world)
-    numbers = {prompt.replace(" ", "_"): i for i, prompt in enumerate(world.prompts)}
+    numbers = {prompt: i for i, prompt in enumerate(to_prompts(world))}
 
     def reward_function(
         prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
@@ -251,7 +260,7 @@ def to_reward_function(reward: Reward, world: TextWorld) -> Callable[..., list[f
             ids = torch.tensor(ids[: world.max_length])
             row[: len(ids)] = ids.where(ids < world.n_actions, world.pad_token)
         with torch.no_grad():
-            return reward(torch.tensor([numbers[p.strip()] for p in prompts]), responses).tolist()
+            return reward(torch.tensor([numbers[prompt] for prompt in prompts]), responses).tolist()
 
     return reward_function
 
@@ -260,26 +269,34 @@ class GapCallback(TrainerCallback):
     """Measures the model of a Hugging Face or TRL trainer against the exact optimum as it trains.
 
     Args:
-        yardstick: what it is measured against.
+        world: where the model writes.
+        reference: π_ref, a model from `to_hugging_face` as it is now. In a world that is too large
+            to enumerate, π_ref is the world's table instead, see `AutomatonYardstick`.
+        beta: KL weight.
         every: steps between two measurements; the end is always measured.
 
     Attributes:
         measures: the `Measure` at each step that was measured.
     """
 
-    def __init__(self, yardstick: Yardstick, world: TextWorld, every: int) -> None:
-        self.yardstick, self.world, self.every = yardstick, unwrap(world), every
+    def __init__(
+        self, world: TextWorld, reference: ToyForCausalLM, beta: float, every: int
+    ) -> None:
+        self.world, self.every = unwrap(world), every
+        if hasattr(self.world, "automaton"):
+            self.yardstick: Yardstick = AutomatonYardstick(self.world, beta)
+        else:
+            self.yardstick = Yardstick(self.world, from_hugging_face(reference, self.world), beta)
         self.measures: dict[int, Measure] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Measure the model after every `every` steps."""
-        if state.global_step % self.every == 0:
-            self._measure(state.global_step, objects["model"])
+        """Measure the model after every `every` steps, and after the last."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            policy = from_hugging_face(objects["model"], self.world)
+            self.measures[state.global_step] = self.yardstick.measure(policy)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Measure the model at the end."""
-        self._measure(state.global_step, objects["model"])
-
-    def _measure(self, step: int, model: nn.Module) -> None:
-        policy = from_hugging_face(model, self.world)
-        self.measures[step] = self.yardstick.measure(policy)
+    def __str__(self) -> str:
+        return "\n".join(
+            f"step {step}: gap {found.gap:.2%}, reward {found.reward:.3f}, KL {found.kl:.3f} nats"
+            for step, found in self.measures.items()
+        )
