@@ -76,9 +76,9 @@ clean:
 	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Colab has no TRL, so its lane shows that the course runs without the extra.
+# Colab has neither TRL nor Dask: its lane shows that the course runs without these extras.
 EXTRAS := dev
-$(VENV)/stamp: EXTRAS := dev,bridge
+$(VENV)/stamp: EXTRAS := dev,bridge,cluster
 $(VENV)/stamp: constraints.txt
 $(VENV_COLAB)/stamp: constraints-colab.txt
 $(VENV)/stamp $(VENV_COLAB)/stamp: requirements.txt pyproject.toml
