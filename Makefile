@@ -2,15 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_COLAB := .venv-colab
-VENV_BRIDGE := .venv-bridge
 RUN := $(VENV)/bin/python -m
 
 # Tests run side by side, one thread each: on two cores that beats one process with two threads.
 WORKERS ?= 2
 SOLVED = tests/notebooks/test_solved.py
 BROWSER = tests/browser
+TRL_TRAINERS = tests/bridge/test_trainers.py
 UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q \
-	--ignore $(SOLVED) --ignore $(BROWSER)
+	--ignore $(SOLVED) --ignore $(BROWSER) --ignore $(TRL_TRAINERS)
 # Each notebook twice: as it is, against its saved outputs, and with all exercises solved.
 # A notebook's cells need one kernel, hence `loadfile`; a dead kernel is only noticed by the time-out.
 NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
@@ -27,7 +27,7 @@ help:
 	@echo "make test        unit tests, the notebooks against their saved outputs, and test-browser"
 	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
 	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
-	@echo "make test-bridge  our losses against TRL's, which it installs"
+	@echo "make test-bridge  TRL's trainers against the exact optimum, and several processes"
 	@echo "make mutants     make small faults in the core and count those that no test notices"
 	@echo "make notebooks   run all notebooks and save their outputs in them"
 	@echo "make figures     draw the figures again"
@@ -68,20 +68,20 @@ test-colab: $(VENV_COLAB)/stamp
 	$(call UNIT_TESTS,$(VENV_COLAB))
 	$(call NOTEBOOK_TESTS,$(VENV_COLAB))
 
-# Only these tests need TRL, so no other environment has it.
-test-bridge: $(VENV_BRIDGE)/stamp
-	OMP_NUM_THREADS=1 $(VENV_BRIDGE)/bin/python -m pytest -q tests/test_bridge.py tests/bridge
+# The tests that train with TRL take minutes; the quick ones of tests/bridge are unit tests.
+test-bridge: $(VENV)/stamp
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/test_bridge.py tests/bridge
 
 clean:
-	rm -rf $(VENV) $(VENV_COLAB) $(VENV_BRIDGE) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-EXTRAS := dev,bridge
-$(VENV_BRIDGE)/stamp: EXTRAS := dev,trl
+# Colab has neither TRL nor Dask: its lane shows that the course runs without these extras.
+EXTRAS := dev
+$(VENV)/stamp: EXTRAS := dev,bridge,cluster
 $(VENV)/stamp: constraints.txt
 $(VENV_COLAB)/stamp: constraints-colab.txt
-$(VENV_BRIDGE)/stamp: constraints.txt constraints-bridge.txt
-$(VENV)/stamp $(VENV_COLAB)/stamp $(VENV_BRIDGE)/stamp: requirements.txt pyproject.toml
+$(VENV)/stamp $(VENV_COLAB)/stamp: requirements.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -e .[$(EXTRAS)] $(addprefix -c ,$(filter constraints%,$^))

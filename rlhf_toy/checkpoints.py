@@ -8,6 +8,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,30 @@ def digest(*values: Any) -> str:
         else:
             sha.update(repr(value).encode())
     return sha.hexdigest()[:16]
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Return what a checkpoint holds: the run's `identity`, its `state` and `history`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, is not a checkpoint, or is damaged.
+    """
+    try:
+        head, _, content = Path(path).read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if not head.startswith(CHECKPOINT_HEAD):
+        raise ValueError(f"{path} is no checkpoint of this package; give another path")
+    if head[len(CHECKPOINT_HEAD) :] != hashlib.sha256(content).hexdigest().encode():
+        reason = "its content does not match its checksum"
+        raise ValueError(f"{path} is damaged: {reason}. Remove the file to start again.")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is no checkpoint of this package: {error}") from None
 
 
 class Checkpoint:
@@ -80,20 +105,9 @@ class Checkpoint:
         if self.path is None:
             return None
         try:
-            head, _, content = self.path.read_bytes().partition(b"\n")
+            state = read_checkpoint(self.path)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise ValueError(f"{self.path} cannot be read: {error.strerror}") from None
-        if not head.startswith(CHECKPOINT_HEAD):
-            raise ValueError(f"{self.path} is no checkpoint of this package; give another path")
-        if head[len(CHECKPOINT_HEAD) :] != hashlib.sha256(content).hexdigest().encode():
-            reason = "its content does not match its checksum"
-            raise ValueError(f"{self.path} is damaged: {reason}. Remove the file to start again.")
-        try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{self.path} is no checkpoint of this package: {error}") from None
         there = state.pop("identity")
         differing = [
             f"{name} is {shown(there.get(name))} there and {shown(self.identity.get(name))} here"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -23,7 +22,6 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PINS = ("constraints.txt", "constraints-colab.txt")
-BRIDGE_PINS = "constraints-bridge.txt"  # beside constraints.txt
 ONLY_FOR_NOTEBOOKS = {"jupyter", "nbval"}
 
 
@@ -42,7 +40,7 @@ def test_requirements_are_the_package_s_dependencies_and_what_runs_notebooks():
     assert ONLY_FOR_NOTEBOOKS.issubset(listed)
 
 
-@pytest.mark.parametrize("file", (*PINS, BRIDGE_PINS))
+@pytest.mark.parametrize("file", PINS)
 def test_every_pin_is_one_exact_public_version(file):
     for requirement in _requirements(file).values():
         (pin,) = requirement.specifier
@@ -53,17 +51,9 @@ def test_every_pin_is_one_exact_public_version(file):
 def test_every_range_admits_the_pinned_version(file):
     extras = PROJECT["optional-dependencies"]
     ranges = [*_requirements("requirements.txt").values()]
-    ranges += map(Requirement, extras["dev"] + extras["bridge"])
-    _check_pins(ranges, _requirements(file))
-
-
-def test_every_range_of_the_extra_with_trl_admits_the_version_pinned_for_it():
-    pins, beside = _requirements("constraints.txt"), _requirements(BRIDGE_PINS)
-    assert not set(pins) & set(beside)
-    _check_pins(map(Requirement, PROJECT["optional-dependencies"]["trl"]), pins | beside)
-
-
-def _check_pins(ranges: Iterable[Requirement], pins: dict[str, Requirement]) -> None:
+    beside = extras["bridge"] + extras["cluster"] if file == "constraints.txt" else []
+    ranges += map(Requirement, extras["dev"] + beside)
+    pins = _requirements(file)
     for wanted in ranges:
         (pin,) = pins[wanted.name.lower()].specifier
         assert wanted.specifier.contains(pin.version), f"{wanted} against {pin}"

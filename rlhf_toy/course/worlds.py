@@ -5,7 +5,7 @@ NAME` runs everything in it. Keep the number of responses, n_wordsâ° + n_wordsÂ
 limit, below about 200,000, because exact results enumerate them. A `LongSpec` has no such limit.
 """
 
-from rlhf_toy.envs import REVIEWS, STAYS, WordSpec
+from rlhf_toy.envs import REVIEWS, STAYS, LongReview, LongSpec, TextWorld, WordMDP, WordSpec
 
 # What guests write about their food: 14 words, at most 4 of them in a review, 41,371 responses.
 DISHES = WordSpec(
@@ -38,3 +38,14 @@ DISHES = WordSpec(
 )
 
 WORLDS = {"reviews": REVIEWS, "dishes": DISHES, "long": STAYS}
+
+
+def make_world(name: str) -> TextWorld:
+    """Return the world of this name; a KeyError if there is none."""
+    spec = WORLDS[name]
+    return LongReview(spec) if isinstance(spec, LongSpec) else WordMDP(spec)
+
+
+def beta_for(world: TextWorld) -> float:
+    """Return the KL weight to use: less where a review is long, since its KL is larger still."""
+    return 0.1 if isinstance(world, LongReview) else 0.5

@@ -1,8 +1,7 @@
 """Our losses and advantages are TRL's, wherever TRL has them: the same tensors, the same numbers.
 
 TRL keeps its losses inside its trainers' methods. Each is called here as it is, on a stand-in for
-the trainer that has just the attributes which the method reads. Skipped where TRL is not installed;
-`make test-bridge` installs it.
+the trainer that has just the attributes which the method reads. Skipped where TRL is not installed.
 """
 
 from collections import defaultdict

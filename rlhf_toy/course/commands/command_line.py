@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rlhf_toy.course.commands import course, doctor, publish, study, tour
+from rlhf_toy.course.commands import course, doctor, export, publish, study, tour
 from rlhf_toy.course.commands.usage import UsageError
 
 COMMANDS = {
@@ -16,6 +16,7 @@ COMMANDS = {
     "course": course,
     "study": study,
     "publish": publish,
+    "export": export,
 }
 
 

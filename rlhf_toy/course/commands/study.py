@@ -10,7 +10,8 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from rlhf_toy.course.commands.usage import UsageError, check_writable
 
 # How far a rerun may be from the saved result, in standard deviations over the condition's seeds.
 TOLERANCE = 2.0
+SECONDS_TO_ANSWER = 10  # for a cluster's scheduler
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", choices=NAMES, help=f"one of {', '.join(NAMES)}")
     parser.add_argument(
         "--jobs", type=int, default=-1, help="number of processes (default: one per core)"
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="run on a Dask cluster: the address of its scheduler, such as tcp://host:8786, or "
+        "`local` for one of --jobs processes on this machine (extra `cluster`)",
     )
     parser.add_argument(
         "--output",
@@ -78,13 +86,61 @@ def run(args: argparse.Namespace) -> int:
             saved = studies.read(unfinished, module)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if args.recheck:
-        return _recheck(args.name, module, saved, path, args.jobs)
-    results = _run_all(args.name, module, saved, unfinished, args.jobs)
+    with _cluster(args.cluster, args.jobs) if args.cluster else nullcontext():
+        if args.recheck:
+            return _recheck(args.name, module, saved, path, args.jobs)
+        results = _run_all(args.name, module, saved, unfinished, args.jobs)
     _write(path, args.name, module, results)
     unfinished.unlink(missing_ok=True)
     print(f"{len(results)} runs are in {path}")
     return 0
+
+
+@contextmanager
+def _cluster(address: str, jobs: int) -> Iterator[None]:
+    """Run joblib's tasks on a Dask cluster within the block.
+
+    If a worker dies, its runs are given to another one.
+
+    Raises:
+        UsageError: Dask is not installed, no scheduler answers, it has no workers, or they do not
+            have this version of the package.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise UsageError('--cluster needs an extra: pip install "rlhf_toy[cluster]"') from None
+    from joblib import parallel_config
+
+    here = version("rlhf_toy")
+
+    def version_there() -> str:  # pickled by value, as the worker may not have the package
+        from importlib import metadata
+
+        try:
+            return f"version {metadata.version('rlhf_toy')}"
+        except metadata.PackageNotFoundError:
+            return "no version"
+
+    with ExitStack() as stack:
+        scheduler: Any = address
+        if address == "local":
+            processes = {"n_workers": None if jobs == -1 else jobs, "threads_per_worker": 1}
+            scheduler = stack.enter_context(LocalCluster(**processes, dashboard_address=None))
+        try:
+            client = stack.enter_context(Client(scheduler, timeout=SECONDS_TO_ANSWER))
+        except (OSError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UsageError(f"--cluster: no scheduler answers at {address}: {reason}") from None
+        found = client.run(version_there)
+        if not found:
+            raise UsageError(f"--cluster: the scheduler at {address} has no workers; start some")
+        for worker, there in found.items():
+            if there != f"version {here}":
+                problem = f"worker {worker} has {there} of rlhf_toy, and this is version {here}"
+                raise UsageError(f"--cluster: {problem}; install the same one everywhere")
+        stack.enter_context(parallel_config(backend="dask"))
+        yield
 
 
 def _run_all(

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 FEWEST_PREFERENCES = 100
 ONLINE = {"rounds": 3, "pairs": 20_000}  # of online DPO
-BETA, LONG_BETA = 0.5, 0.1  # a long review earns more, and its KL is larger still
 LONG_SFT = {"steps": 400}
 LONG_TRAINING = {"iterations": 300, "batch_size": 512, "num_mini_batches": 8}  # online
 SAMPLES_PER_PROMPT = 256  # of a policy's learned reward in the long world
@@ -49,9 +48,7 @@ SHOWN_PROMPTS = slice(1, 3)  # of the world's prompts: one sample response to ea
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
-    parser.add_argument(
-        "--beta", type=float, help=f"KL weight (default {BETA}; {LONG_BETA} in the long world)"
-    )
+    parser.add_argument("--beta", type=float, help="KL weight (default 0.5; 0.1 in the long world)")
     parser.add_argument(
         "--preferences", type=int, default=20_000, help="number of pairs (default 20000)"
     )
@@ -115,9 +112,9 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
     """Run the pipeline; return the content of the JSON, and what the figure shows."""
     from rlhf_toy.annotators import BradleyTerryAnnotator, preference_ceiling
     from rlhf_toy.best_of_n import BestOfNSettings, run_best_of_n
-    from rlhf_toy.course.worlds import WORLDS
+    from rlhf_toy.course.worlds import WORLDS, beta_for, make_world
     from rlhf_toy.dpo import DPOSettings, OnlineDPOSettings, train_dpo, train_online_dpo
-    from rlhf_toy.envs import LongReview, LongSpec, WordMDP
+    from rlhf_toy.envs import LongReview
     from rlhf_toy.exact import make_yardstick, response_scores, table_reference
     from rlhf_toy.policy_gradient import PolicyGradientSettings, train_policy_gradient
     from rlhf_toy.ppo import PPOSettings, train_ppo
@@ -132,10 +129,8 @@ def _tour(args: argparse.Namespace) -> tuple[dict[str, Any], Yardstick, dict[str
         raise UsageError(f"--device: {error}") from None
     if args.world not in WORLDS:
         raise UsageError(f"--world must be one of {', '.join(WORLDS)}, got {args.world!r}")
-    seed, spec = args.seed, WORLDS[args.world]
-    is_long = isinstance(spec, LongSpec)
-    world = LongReview(spec) if is_long else WordMDP(spec)
-    beta = args.beta or (LONG_BETA if is_long else BETA)
+    seed, world = args.seed, make_world(args.world)
+    is_long, beta = isinstance(world, LongReview), args.beta or beta_for(world)
     steps = {"steps": 60} if args.quick else {}
     rounds = {"rounds": 2, "pairs": args.preferences // 2} if args.quick else ONLINE
     online_settings = LONG_TRAINING if is_long else {}

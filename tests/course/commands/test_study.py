@@ -1,6 +1,11 @@
 """`python -m rlhf_toy study`: all runs of a study, in parallel, resumable, in one small file."""
 
 import json
+import os
+import signal
+import sys
+import threading
+from importlib.util import find_spec
 
 import pytest
 
@@ -205,3 +210,56 @@ def test_a_data_file_that_is_a_folder_is_refused(run, tmp_path, capsys):
     assert run(module) == 2
     assert "it is a directory" in capsys.readouterr().err
     assert module.asked == []
+
+
+@pytest.mark.skipif(find_spec("distributed") is None, reason="needs the extra cluster")
+class TestCluster:
+    """On a Dask cluster of two worker processes."""
+
+    def test_the_results_are_those_of_local_processes_bit_for_bit(self, tmp_path):
+        options = ["--jobs", "2", "--output"]
+        assert main(["study", "estimators", *options, str(tmp_path / "local")]) == 0
+        cluster = [str(tmp_path / "cluster"), "--cluster", "local"]
+        assert main(["study", "estimators", *options, *cluster]) == 0
+        local, there = (tmp_path / name / "estimators.json" for name in ("local", "cluster"))
+        assert local.read_bytes() == there.read_bytes()
+
+    def test_a_worker_that_is_killed_costs_only_time(self, tmp_path):
+        from distributed import Client, LocalCluster
+
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            with Client(cluster) as client:
+                victim = min(client.run(os.getpid).values())
+            killer = threading.Timer(1.0, os.kill, (victim, signal.SIGKILL))
+            killer.start()
+            options = ["--output", str(tmp_path), "--cluster", cluster.scheduler_address]
+            assert main(["study", "estimators", *options]) == 0
+            assert not killer.is_alive(), "the study was over before the worker was killed"
+        assert len(studies.read(tmp_path / "estimators.json", studies.study("estimators"))) > 5
+
+    def test_what_cannot_work_is_said_in_one_sentence(self, tmp_path, capsys, monkeypatch):
+        from distributed import LocalCluster
+
+        monkeypatch.setattr(study, "SECONDS_TO_ANSWER", 1)
+        output = ["--output", str(tmp_path), "--cluster"]
+        assert main(["study", "estimators", *output, "tcp://127.0.0.1:1"]) == 2
+        assert "no scheduler answers at tcp://127.0.0.1:1" in capsys.readouterr().err
+        assert main(["study", "estimators", *output, "nonsense://x"]) == 2
+        assert "no scheduler answers" in capsys.readouterr().err
+        with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster:
+            assert main(["study", "estimators", *output, cluster.scheduler_address]) == 2
+            assert "has no workers" in capsys.readouterr().err
+        with LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False
+        ) as cluster:
+            monkeypatch.setattr(study, "version", lambda name: "9.9")
+            assert main(["study", "estimators", *output, cluster.scheduler_address]) == 2
+            error = capsys.readouterr().err
+            assert "this is version 9.9" in error and len(error.splitlines()) == 1
+        assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_missing_dask_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main(["study", NAME, "--output", str(tmp_path), "--cluster", "local"]) == 2
+    assert "rlhf_toy[cluster]" in capsys.readouterr().err

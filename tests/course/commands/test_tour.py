@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-import rlhf_toy.envs
+import rlhf_toy.course.worlds
 from rlhf_toy.__main__ import main
 from rlhf_toy.course.commands import tour
 from rlhf_toy.course.worlds import WORLDS
@@ -24,11 +24,11 @@ NAMES = [
 def toured(tmp_path_factory):
     """The JSON and the figure of one quick tour, and what it printed."""
     folder = tmp_path_factory.mktemp("tour")
-    world = rlhf_toy.envs.WordMDP
+    world = rlhf_toy.course.worlds.WordMDP
     arguments = ["--quick", "--preferences", "3000", "--device", "cpu", "--seed", "3"]
     files = ["--json", str(folder / "tour.json"), "--figure", str(folder / "tour.png")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rlhf_toy.envs, "WordMDP", partial(world, max_length=2))
+        patch.setattr(rlhf_toy.course.worlds, "WordMDP", partial(world, max_length=2))
         before = torch.get_rng_state()
         assert main(["tour", *arguments, *files]) == 0
         assert torch.equal(torch.get_rng_state(), before), "the global random state was touched"
@@ -63,8 +63,8 @@ def test_the_policies_stand_in_the_order_that_the_theory_asks_for(toured):
 
 
 def test_another_world_runs_through_the_tour(tmp_path, monkeypatch, capsys):
-    short = partial(rlhf_toy.envs.WordMDP, max_length=1)
-    monkeypatch.setattr(rlhf_toy.envs, "WordMDP", short)
+    short = partial(rlhf_toy.course.worlds.WordMDP, max_length=1)
+    monkeypatch.setattr(rlhf_toy.course.worlds, "WordMDP", short)
     # Two of the four trainings are left out to save time.
     monkeypatch.setattr(
         "rlhf_toy.ppo.train_ppo", lambda world, reference, *_, **__: (reference, None)
