@@ -259,7 +259,7 @@ _REPAIR = Exercise(
     mistakes=(
         *_wrong_prices(_to_go),
         Mistake("still broken",
-            "A token is still not charged for its own log-ratio. Who else would be?",
+            "A token is still not charged for its own log-ratio. Which line leaves it out?",
             lambda *case: _to_go(*case, own=False)),
         Mistake("whole KL at every token",
             "You charge every token for the whole response. Can a token change earlier ones?",
