@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 06, as students write them."""
+"""Answers to the exercises of notebook 08, as students write them."""
 
 import torch
 
@@ -92,29 +92,6 @@ def clip_as_two_losses(logps, old_logps, advantages, mask, cliprange):
     return torch.maximum(one, other)[mask.bool()].mean()
 
 
-def kl_by_branches(logps, ref_logps, estimator):
-    log_ratio = logps - ref_logps
-    if estimator == "k1":
-        return log_ratio
-    if estimator == "k2":
-        return 0.5 * log_ratio**2
-    return torch.exp(-log_ratio) - 1 + log_ratio
-
-
-def kl_by_a_table(logps, ref_logps, estimator):
-    r = ref_logps - logps
-    return {"k1": -r, "k2": r * r / 2, "k3": torch.expm1(r) - r}[estimator]
-
-
-def kl_from_the_ratio(logps, ref_logps, estimator):
-    ratio = torch.exp((ref_logps - logps).double())
-    if estimator == "k3":
-        return ratio - 1 - (ref_logps - logps)
-    if estimator == "k2":
-        return (logps - ref_logps).pow(2).div(2)
-    return logps - ref_logps
-
-
 def to_go_by_cumsum(reward, logps, ref_logps, mask, beta):
     paid = beta * (logps - ref_logps) * mask
     before = paid.cumsum(1) - paid
@@ -145,7 +122,6 @@ RIGHT = {
     ],
     "gae": [gae_backwards, gae_by_definition, gae_in_plain_numbers],
     "ppo_clip_loss": [clip_by_minimum, clip_by_cases, clip_as_two_losses],
-    "approx_kl": [kl_by_branches, kl_by_a_table, kl_from_the_ratio],
     "repair_ppo": [to_go_by_cumsum, to_go_backwards, to_go_by_a_triangle],
 }
 
@@ -207,19 +183,9 @@ def gae_with_values_of_padding(rewards, values, mask, gamma, lam):
     return advantages * mask, (advantages + values) * mask
 
 
-def gae_returns_twice(rewards, values, mask, gamma, lam):
-    _, returns = gae_with(rewards, values, mask, gamma, gamma * lam)
-    return returns, returns
-
-
 def gae_with_plain_returns(rewards, values, mask, gamma, lam):
     advantages, _ = gae_with(rewards, values, mask, gamma, gamma * lam)
     return advantages, discounted(rewards * mask, 1.0) * mask
-
-
-def gae_swapped(rewards, values, mask, gamma, lam):
-    advantages, returns = gae_with(rewards, values, mask, gamma, gamma * lam)
-    return returns, advantages
 
 
 def surrogate(logps, old, A, eps):
@@ -236,37 +202,14 @@ def clip_of_differences(logps, old, A, mask, eps):
     return -mean_over(torch.min(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A), mask)
 
 
-def with_kls(k1, k2, k3):
-    def estimate(logps, ref_logps, estimator):
-        log_ratio = logps - ref_logps
-        if estimator == "k1":
-            return k1(log_ratio)
-        return k2(log_ratio) if estimator == "k2" else k3(log_ratio)
-
-    return estimate
-
-
-def good_k1(r):
-    return r
-
-
-def good_k2(r):
-    return r.square() / 2
-
-
-def good_k3(r):
-    return (-r).exp() - 1 + r
-
-
 WRONG = {
     "token_rewards": [
-        (lambda *a: sum(at_last(*a)), "sign of the KL"),
+        (lambda *a: sum(at_last(*a)), "sign"),
         (lambda r, p, q, m, beta: at_last(r, p, q, m, 1)[0] - (p - q) * m, "beta forgotten"),
         (reward_at_column_minus_one, "reward in the last column"),
         (lambda r, p, q, m, beta: (r[:, None] - beta * (p - q)) * m, "reward on every token"),
         (without_the_last_kl, "no KL on the last token"),
         (without_mask, "mask forgotten"),
-        (lambda *a: -at_last(*a)[1], "reward forgotten"),
         (
             lambda r, p, q, m, beta: (
                 beta * at_last(r, p, q, m, 1)[0] - at_last(r, p, q, m, beta)[1]
@@ -279,12 +222,9 @@ WRONG = {
         (lambda r, v, m, g, lam: gae_with(r, v, m, g, g), "lambda forgotten"),
         (lambda r, v, m, g, lam: gae_with(r, v, m, g, 0.0), "one step only"),
         (lambda r, v, m, g, lam: gae_with(r, v, m, g, lam), "gamma forgotten in the trace"),
-        (lambda r, v, m, g, lam: gae_with(r, v, m, 1.0, lam), "gamma forgotten"),
         (gae_forwards, "forwards"),
         (gae_with_values_of_padding, "value after the end"),
-        (gae_returns_twice, "value not subtracted"),
         (gae_with_plain_returns, "returns"),
-        (gae_swapped, "returned in the other order"),
         (lambda r, v, m, g, lam: gae_with(r, v, m, g, g * lam)[0], None),
         (lambda r, v, m, g, lam: gae_with(r, -v, m, g, g * lam), None),
     ],
@@ -304,25 +244,9 @@ WRONG = {
         ),
         (lambda p, q, A, m, eps: -mean_over((p - q).exp() * A, m), "not clipped"),
         (lambda p, q, A, m, eps: -surrogate(p, q, A, eps).mean(), "mask forgotten"),
-        (lambda p, q, A, m, eps: -(surrogate(p, q, A, eps) * m).mean(), "divided by all tokens"),
-        (lambda p, q, A, m, eps: -surrogate(p, q, A, eps)[m].sum(), "sum instead of mean"),
         (clip_of_differences, "difference instead of ratio"),
         (lambda p, q, A, m, eps: -mean_over(surrogate(q, p, A, eps), m), "ratio upside down"),
         (lambda p, q, A, m, eps: -mean_over(surrogate(p.detach(), q, A, eps), m), None),
-    ],
-    "approx_kl": [
-        (with_kls(lambda r: -r, good_k2, good_k3), "sign of k1"),
-        (with_kls(good_k1, good_k2, lambda r: r.exp() - 1 - r), "sign in k3's exponent"),
-        (
-            with_kls(lambda r: -r, good_k2, lambda r: r.exp() - 1 - r),
-            "everything the other way round",
-        ),
-        (with_kls(good_k1, lambda r: r.square(), good_k3), "half forgotten"),
-        (with_kls(good_k1, good_k2, lambda r: (-r).exp() + r), "minus one forgotten"),
-        (with_kls(good_k1, good_k2, lambda r: (-r).exp() - 1), "log-ratio forgotten in k3"),
-        (lambda p, q, e: kl_by_branches(p, q, e).mean(), "averaged"),
-        (with_kls(lambda r: r.abs(), good_k2, good_k3), "absolute value"),
-        (with_kls(good_k1, good_k1, good_k1), None),
     ],
     "repair_ppo": [
         (
@@ -348,7 +272,6 @@ WRONG = {
             "sign",
         ),
         (lambda r, p, q, m, beta: (r[:, None] - beta * (p - q)) * m, "own term only"),
-        (lambda r, p, q, m, beta: r[:, None] - discounted(beta * (p - q), 1.0), "mask forgotten"),
         (
             lambda r, p, q, m, beta: (r[:, None] - discounted((p - q) * m, 1.0)) * m,
             "beta forgotten",
