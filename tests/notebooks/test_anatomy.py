@@ -16,7 +16,6 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 # Still to be rewritten: they keep the first edition's form.
 FIRST_EDITION = {
     "08_ppo",
-    "09_reward_hacking",
     "10_dpo",
     "12_dpo_or_ppo",
     "13_no_free_lunch",
