@@ -1,168 +1,128 @@
-"""Answers to the exercises of notebook 07, as students write them."""
-
-import math
+"""Answers to the exercises of notebook 09, as students write them."""
 
 import torch
 
 
-def kl_by_formula(n):
-    return math.log(n) - (n - 1) / n
+def slope_by_moments(logps, true, proxy):
+    p = logps.exp()
+    return (p * true * proxy).sum(-1) - (p * true).sum(-1) * (p * proxy).sum(-1)
 
 
-def kl_in_torch(n):
-    return torch.tensor(float(n)).log() - 1 + 1 / n
+def slope_centred_twice(logps, true, proxy):
+    p = torch.exp(logps)
+    a = true - (p * true).sum(-1, keepdim=True)
+    b = proxy - (p * proxy).sum(-1, keepdim=True)
+    return torch.einsum("...y,...y,...y->...", p, a, b)
 
 
-def kl_by_the_integral(n):
-    # The best rank u has density n u^(n − 1). Its KL to the uniform: log n + (n − 1) E[log u].
-    return math.log(n) + (n - 1) * (-1 / n)
+def slope_by_autograd(logps, true, proxy):
+    t = torch.zeros((), dtype=logps.dtype, requires_grad=True)
+    rows = []
+    for lp, r, s in zip(*(a.reshape(-1, a.shape[-1]) for a in (logps, true, proxy)), strict=True):
+        value = ((lp + t * s).softmax(-1) * r).sum()
+        rows.append(torch.autograd.grad(value, t)[0])
+    return torch.stack(rows).view(logps.shape[:-1])
 
 
-def pick_by_gather(responses, scores):
-    place = scores.argmax(dim=-1)[:, None, None].expand(-1, 1, responses.shape[-1])
-    return responses.gather(1, place).squeeze(1)
+def attack_with_where(proxy, true, ref_logps, floor):
+    return torch.where(ref_logps.exp() >= floor, proxy - true, -torch.inf).argmax(1)
 
 
-def pick_by_rows(responses, scores):
-    return responses[range(len(scores)), scores.max(1).indices]
+def attack_by_logarithm(proxy, true, ref_logps, floor):
+    error = proxy - true
+    error[ref_logps < torch.tensor(floor, dtype=torch.float64).log()] = float("-inf")
+    return error.max(dim=-1).indices
 
 
-def pick_by_loops(responses, scores):
-    chosen = []
-    for group, row in zip(responses, scores.tolist(), strict=True):
-        best = 0
-        for i in range(1, len(row)):
-            if row[i] > row[best]:
-                best = i
-        chosen.append(group[best])
-    return torch.stack(chosen)
+def attack_by_loops(proxy, true, ref_logps, floor):
+    found = []
+    for x in range(len(proxy)):
+        allowed = [y for y in range(proxy.shape[1]) if ref_logps[x, y].exp() >= floor]
+        found.append(max(allowed, key=lambda y: float(proxy[x, y] - true[x, y])))
+    return torch.tensor(found)
+
+
+def worst_by_amin(scores, ref_logps):
+    mean = (ref_logps.exp() * scores).sum(-1, keepdim=True)
+    return (scores - mean).amin(dim=0)
+
+
+def worst_by_einsum(scores, ref_logps):
+    mean = torch.einsum("kxy,xy->kx", scores, ref_logps.exp())
+    return torch.min(scores - mean.unsqueeze(-1), dim=0).values
+
+
+def worst_by_a_loop(scores, ref_logps):
+    worst = torch.full_like(ref_logps, torch.inf)
+    for table in scores:
+        worst = torch.minimum(worst, table - (ref_logps.exp() * table).sum(1)[:, None])
+    return worst
 
 
 RIGHT = {
-    "best_of_n_kl": [kl_by_formula, kl_in_torch, kl_by_the_integral],
-    "pick_best_of_n": [pick_by_gather, pick_by_rows, pick_by_loops],
+    "reward_slope": [slope_by_moments, slope_centred_twice, slope_by_autograd],
+    "attack": [attack_with_where, attack_by_logarithm, attack_by_loops],
+    "worst_of_ensemble": [worst_by_amin, worst_by_einsum, worst_by_a_loop],
 }
 
 
-def kl_log_only(n):
-    return torch.tensor(float(n), dtype=torch.float64).log()
+def correlation(logps, true, proxy):
+    spread = slope_by_moments(logps, true, true) * slope_by_moments(logps, proxy, proxy)
+    return slope_by_moments(logps, true, proxy) / spread**0.5
 
 
-def kl_added(n):
-    return math.log(n) + 1 - 1 / n
+def attack_with_zeros(proxy, true, ref_logps, floor):
+    return torch.where(ref_logps.exp() >= floor, proxy - true, 0.0).argmax(1)
 
 
-def kl_negative(n):
-    return 1 - 1 / n - math.log(n)
+def attack_once(proxy, true, ref_logps, floor):
+    return torch.where(ref_logps.exp() >= floor, proxy - true, -torch.inf).flatten().argmax()
 
 
-def kl_forgot_to_divide(n):
-    return math.log(n) - n + 1
+def centred(scores, ref_logps):
+    return scores - (ref_logps.exp() * scores).sum(-1, keepdim=True)
 
 
-def kl_one_over_n(n):
-    return math.log(n) - n**-1
-
-
-def kl_n_plus_one(n):
-    return math.log(n) - n / (1 + n)
-
-
-def kl_off_by_one(n):
-    return math.log(n - 1) - 1 + 1 / n
-
-
-def kl_bits(n):
-    return math.log(n, 2) - (n - 1) / n
-
-
-def kl_base_ten(n):
-    return math.log(n, 10) - (n - 1) / n
-
-
-def kl_floor(n):
-    return math.log(n) - int((n - 1) / n)
-
-
-def kl_half(n):
-    return (math.log(n) - (n - 1) / n) / 2
-
-
-def pick_worst(responses, scores):
-    return pick_by_gather(responses, -scores)
-
-
-def pick_first(responses, scores):
-    return responses[:, :1].squeeze(1)
-
-
-def pick_last(responses, scores):
-    return responses[:, scores.shape[1] - 1]
-
-
-def pick_absolute(responses, scores):
-    return pick_by_gather(responses, scores**2)
-
-
-def pick_global(responses, scores):
-    row, column = divmod(int(scores.argmax()), scores.shape[1])
-    return responses[row, column]
-
-
-def pick_places(responses, scores):
-    return scores.max(1).indices
-
-
-def pick_scores(responses, scores):
-    return scores.max(dim=1).values
-
-
-def pick_all_rows(responses, scores):
-    return responses[:, scores.max(1).indices]
-
-
-def pick_with_dimension(responses, scores):
-    return responses.gather(1, scores.argmax(1)[:, None, None].expand(-1, 1, responses.shape[-1]))
-
-
-def pick_last_tie(responses, scores):
-    best = []
-    for group, row in zip(responses, scores.tolist(), strict=True):
-        winner = max(range(len(row)), key=lambda i: (row[i], i))
-        best.append(group[winner])
-    return torch.stack(best)
-
-
-def pick_second_best(responses, scores):
-    place = scores.argsort(1, descending=True)[:, min(1, scores.shape[1] - 1)]
-    return responses[torch.arange(len(responses)), place]
+def one_constant(scores, ref_logps):
+    mean = (ref_logps.exp() * scores).sum(-1).mean(-1)
+    return (scores - mean[:, None, None]).amin(0)
 
 
 WRONG = {
-    "best_of_n_kl": [
-        (kl_log_only, "log n alone"),
-        (kl_added, "added"),
-        (kl_negative, "sign"),
-        (kl_forgot_to_divide, "not divided"),
-        (kl_one_over_n, "1/n instead of (n − 1)/n"),
-        (kl_n_plus_one, "n/(n + 1)"),
-        (kl_off_by_one, "one off"),
-        (kl_bits, "bits"),
-        (kl_base_ten, "base 10"),
-        (kl_floor, "log n alone"),
-        (kl_half, None),
+    "reward_slope": [
+        (lambda p, r, s: (p.exp() * r * s).sum(-1), "means not subtracted"),
+        (lambda p, r, s: ((r - r.mean(-1, True)) * (s - s.mean(-1, True))).mean(-1), "uniform"),
+        (lambda p, r, s: slope_by_moments(p, s, s), "slope of the proxy"),
+        (lambda p, r, s: slope_centred_twice(p, r, s) / r.shape[-1], "mean for sum"),
+        (correlation, "correlation"),
+        (lambda p, r, s: slope_by_moments(p, r, s).sum(), "summed over prompts"),
+        (lambda p, r, s: slope_by_moments(p, r, -s), "sign"),
+        (lambda p, r, s: 2 * slope_by_moments(p, r, s), None),
     ],
-    "pick_best_of_n": [
-        (pick_worst, "worst"),
-        (pick_first, "always the first"),
-        (pick_last, "always the last"),
-        (pick_absolute, "by absolute value"),
-        (pick_global, "one winner for all"),
-        (pick_places, "places"),
-        (pick_scores, "scores"),
-        (pick_all_rows, "same places for every row"),
-        (pick_with_dimension, "dimension left"),
-        (pick_last_tie, "last of a tie"),
-        (pick_second_best, None),
+    "attack": [
+        (lambda s, r, p, f: torch.where(p.exp() >= f, s, -torch.inf).argmax(1), "highest proxy"),
+        (lambda s, r, p, f: attack_with_where(r, s, p, f), "most underrated"),
+        (
+            lambda s, r, p, f: attack_with_where((s - r).abs(), 0 * r, p, f),
+            "absolute value",
+        ),
+        (lambda s, r, p, f: (s - r).argmax(1), "floor ignored"),
+        (attack_with_zeros, "zero for rare ones"),
+        (attack_once, "one for all prompts"),
+        (
+            lambda s, r, p, f: torch.where(p.exp() >= f, s - r, -torch.inf).max(1).values,
+            "the error, not its place",
+        ),
+        (lambda s, r, p, f: torch.where(p.exp() < f, s - r, -torch.inf).argmax(1), None),
+    ],
+    "worst_of_ensemble": [
+        (lambda s, p: torch.min(s, dim=0).values, "not centred"),
+        (lambda s, p: (s - s.mean(-1).unsqueeze(-1)).amin(0), "plain mean"),
+        (one_constant, "one constant for all prompts"),
+        (lambda s, p: centred(s.amin(0), p), "centred too late"),
+        (lambda s, p: centred(s, p).mean(0), "mean of the models"),
+        (lambda s, p: centred(s, p).max(0).values, "best of the models"),
+        (lambda s, p: (s - (p * s).sum(-1, keepdim=True)).amin(0), "logarithms as weights"),
+        (lambda s, p: centred(s, p)[0], None),
     ],
 }
