@@ -112,7 +112,7 @@ _DPO_LOSS = Exercise(
          "Your loss ignores the reference. What should it be when the policy is the reference?",
          lambda c, r, ref_c, ref_r, beta: -F.logsigmoid(beta * (c - r)).mean()),
         ("sum instead of mean",
-         "You add up the pairs, so a larger batch takes a larger step. What does |D| do?",
+         "You add up the pairs, so your loss grows with the batch. What does |D| do?",
          lambda *a: -F.logsigmoid(_margin(*a)).sum()),
         ("two separate sigmoids",
          "You judge each response alone. Then does β log Z(x) still cancel?",
