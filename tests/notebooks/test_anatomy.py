@@ -17,7 +17,6 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 FIRST_EDITION = {
     "08_ppo",
     "09_reward_hacking",
-    "10_dpo",
     "12_dpo_or_ppo",
     "13_no_free_lunch",
 }
