@@ -20,12 +20,8 @@ def split_gap(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the parts of a policy's gap that are due to the method, the data and the optimiser.
 
-    All are [X, Y] log-probabilities, but `rewards` [X, Y] are in logits. `data` minimises the
-    method's loss on the same pairs as `trained`, `endless` on endless pairs.
-
-    Returns:
-        J* − J(endless), J(endless) − J(data) and J(data) − J(trained), each divided by
-        J* − J(reference). J is the mean over prompts.
+    J* − J(endless), J(endless) − J(data) and J(data) − J(trained), divided by J* − J(reference); J
+    is a mean over prompts. All are log-probabilities [X, Y]; `rewards` [X, Y] are in logits.
     """
     best = gibbs_policy(ref_logps, rewards, beta)
     arms = torch.stack([best, endless, data, trained, ref_logps])
@@ -34,18 +30,10 @@ def split_gap(
 
 
 def repair_dpo(
-    chosen_token_logps: Tensor,
-    rejected_token_logps: Tensor,
-    ref_chosen_token_logps: Tensor,
-    ref_rejected_token_logps: Tensor,
-    chosen_mask: Tensor,
-    rejected_mask: Tensor,
-    beta: float,
-) -> Tensor:
-    """Return DPO's loss from the log-probabilities of tokens, summed over each response.
-
-    [B, T] × 4 in nats, [B, T] × 2 with True on the real tokens → scalar, in nats.
-    """
+    chosen_token_logps: Tensor, rejected_token_logps: Tensor, ref_chosen_token_logps: Tensor,
+    ref_rejected_token_logps: Tensor, chosen_mask: Tensor, rejected_mask: Tensor, beta: float,
+) -> Tensor:  # fmt: skip
+    """Return DPO's loss, in nats, from tokens: log π [B, T] × 4, True on real ones [B, T] × 2."""
     tokens = (chosen_token_logps, rejected_token_logps)
     tokens += (ref_chosen_token_logps, ref_rejected_token_logps)
     masks = (chosen_mask, rejected_mask) * 2
@@ -56,6 +44,10 @@ def repair_dpo(
 def _logps(n: int, seed: int) -> tuple[Tensor, ...]:
     """Four made-up columns [n] of log-probabilities."""
     return tuple(-random_numbers(4, n, seed=seed).abs() - 0.1)
+
+
+def _h(c: Tensor, r: Tensor, ref_c: Tensor, ref_r: Tensor) -> Tensor:
+    return (c - ref_c) - (r - ref_r)
 
 
 def _ipo_cases() -> list[Case]:
@@ -104,14 +96,6 @@ def _token_cases() -> list[Case]:
     return make_cases(names, plain, [(1e4 * far[0], *far[1:])])
 
 
-def _mistakes(*rows: tuple) -> tuple[Mistake, ...]:
-    return tuple(Mistake(*row) for row in rows)
-
-
-def _h(c: Tensor, r: Tensor, ref_c: Tensor, ref_r: Tensor) -> Tensor:
-    return (c - ref_c) - (r - ref_r)
-
-
 _IPO = Exercise(
     name="ipo_loss",
     notebook="11",
@@ -122,7 +106,7 @@ _IPO = Exercise(
     solution=losses.ipo_loss,
     cases=_ipo_cases,
     differentiable=_POLICY,
-    mistakes=_mistakes(
+    mistakes=tuple(Mistake(*row) for row in (
         ("beta times h", "Your h is multiplied by β. Where does β enter the formula?",
          lambda *a: ((a[4] * _h(*a[:4]) - 1 / (2 * a[4])) ** 2).mean()),
         ("1/beta", "Your loss is 0 at a margin of 1/β. Which margin does IPO ask for?",
@@ -135,12 +119,12 @@ _IPO = Exercise(
          lambda *a: (F.relu(1 / (2 * a[4]) - _h(*a[:4])) ** 2).mean()),
         ("sum", "You add up the pairs. What keeps the step size independent of the batch size?",
          lambda *a: ((_h(*a[:4]) - 1 / (2 * a[4])) ** 2).sum()),
-    ),
+    )),
 )  # fmt: skip
 
 
 def _simpo(c: Tensor, r: Tensor, beta: float, gamma: float) -> Tensor:
-    return -F.logsigmoid(beta * (c - r) - gamma)
+    return -F.logsigmoid(beta * (c - r) - gamma).mean()
 
 
 _SIMPO = Exercise(
@@ -153,30 +137,28 @@ _SIMPO = Exercise(
     solution=losses.simpo_loss,
     cases=_simpo_cases,
     differentiable=_POLICY,
-    mistakes=_mistakes(
+    mistakes=tuple(Mistake(*row) for row in (
         ("not normalised", "Your loss ignores the lengths. What is the reward of one token?",
-         lambda c, r, n, m, *a: _simpo(c, r, *a).mean()),
+         lambda c, r, n, m, *a: _simpo(c, r, *a)),
         ("one length", "You divide both by the length of the chosen one. Whose tokens are they?",
-         lambda c, r, n, m, *a: _simpo(c / n, r / n, *a).mean()),
+         lambda c, r, n, m, *a: _simpo(c / n, r / n, *a)),
         ("lengths swapped", "You divide each log-probability by the other response's length. Which "
-         "two belong together?", lambda c, r, n, m, *a: _simpo(c / m, r / n, *a).mean()),
+         "two belong together?", lambda c, r, n, m, *a: _simpo(c / m, r / n, *a)),
         ("gamma added", "A larger γ makes your loss smaller. Should the loss ask for more or less?",
-         lambda c, r, n, m, beta, gamma: _simpo(c / n, r / m, beta, -gamma).mean()),
+         lambda c, r, n, m, beta, gamma: _simpo(c / n, r / m, beta, -gamma)),
         ("gamma forgotten", "Your loss ignores γ. Which margin does it ask for?",
-         lambda c, r, n, m, beta, gamma: _simpo(c / n, r / m, beta, 0.0).mean()),
+         lambda c, r, n, m, beta, gamma: _simpo(c / n, r / m, beta, 0.0)),
         ("gamma times beta", "You multiply γ by β. Is γ in nats per token or in logits?",
-         lambda c, r, n, m, beta, gamma: _simpo(c / n, r / m, beta, beta * gamma).mean()),
-    ),
+         lambda c, r, n, m, beta, gamma: _simpo(c / n, r / m, beta, beta * gamma)),
+    )),
 )  # fmt: skip
 
 
 def _parts(*a: Tensor) -> Tensor:
-    """The right parts, stacked: [3]."""
     return torch.stack(split_gap(*a))
 
 
 def _unit(*a: Tensor) -> Tensor:
-    """J* − J(reference) for each prompt: [X]."""
     best = gibbs_policy(*a[3:])
     return objective(best, *a[3:]) - objective(a[3], *a[3:])
 
@@ -192,7 +174,7 @@ _GAP = Exercise(
     solution=split_gap,
     cases=_gap_cases,
     returns=("method's part", "data's part", "optimiser's part"),
-    mistakes=_mistakes(
+    mistakes=tuple(Mistake(*row) for row in (
         ("order", "Your first part is the optimiser's. Which part comes first in the docstring?",
          lambda *a: tuple(_parts(*a).flip(0))),
         ("sign", "Your parts are negative where a step loses J. What do they add up to?",
@@ -206,7 +188,7 @@ _GAP = Exercise(
          lambda *a: tuple(_parts(*a).cumsum(0))),
         ("clamped", "You cut negative parts at 0. Do your parts still add up to the gap?",
          lambda *a: tuple(_parts(*a).clamp(min=0))),
-    ),
+    )),
 )  # fmt: skip
 
 
@@ -223,13 +205,13 @@ _REPAIR = Exercise(
     name="repair_dpo",
     notebook="11",
     hints=(
-        "Three lines of the printout differ from what they should be, and each has its own bug.",
+        "The broken function fails three checks. Which part of its code causes each?",
         "Which tokens are real? Which way round is the reference? Who gets a gradient?",
     ),
     solution=repair_dpo,
     cases=_token_cases,
     differentiable=_TOKENS,
-    mistakes=_mistakes(
+    mistakes=tuple(Mistake(*row) for row in (
         ("still broken", "Nothing has changed: all three symptoms are still there. Which one can "
          "you explain?", lambda *a: _dpo(*a, masks=False, sign=-1, detach=True)),
         ("padding", "Your loss counts the padding. Which tokens belong to the response?",
@@ -242,7 +224,7 @@ _REPAIR = Exercise(
          lambda *a: _dpo(*a, sign=0)),
         ("mean", "You average over the tokens. What does the chain rule say about log π(y|x)?",
          lambda *a: _dpo(*a, mean=True)),
-    ),
+    )),
 )  # fmt: skip
 
 EXERCISES = (_IPO, _SIMPO, _GAP, _REPAIR)
