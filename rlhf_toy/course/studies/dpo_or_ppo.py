@@ -244,12 +244,8 @@ def _trainer(
 
         return state, lambda: dpo.dpo_iteration(state, pairs, ref_logps, settings), pair_loss
 
-    model, policy, extra = (
-        _reward_model(seed, seed, seed),
-        training.trainable_copy(start, world),
-        (),
-    )
-    module, step = policy_gradient, policy_gradient.policy_gradient_iteration
+    model, policy = _reward_model(seed, seed, seed), training.trainable_copy(start, world)
+    extra, module, step = (), policy_gradient, policy_gradient.policy_gradient_iteration
     if method == "ppo":
         extra, module, step = (ValueModel(start.config, generator),), ppo, ppo.ppo_iteration
         extra[0].start_from(start)
