@@ -10,7 +10,7 @@ from scipy import stats
 def paired_with_torch(first, second, confidence):
     difference = first - second
     t = stats.t.ppf(1 - (1 - confidence) / 2, df=len(first) - 1)
-    return difference.mean(), t * difference.std() / math.sqrt(len(first))
+    return difference.mean(), t * difference.std() / len(first) ** 0.5
 
 
 def paired_with_numpy(first, second, confidence):
