@@ -1,194 +1,129 @@
-"""Answers to the exercises of notebook 09, as students write them."""
+"""Answers to the exercises of notebook 12, as students write them."""
 
 import math
 
+import numpy as np
 import torch
+from scipy import stats
 
 
-def interval_by_one_quantile_call(values, resamples, confidence):
-    tail = (1 - confidence) / 2
-    means = values[resamples].mean(dim=-1)
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype))
-    return low, high
+def paired_with_torch(first, second, confidence):
+    difference = first - second
+    t = stats.t.ppf(1 - (1 - confidence) / 2, df=len(first) - 1)
+    return difference.mean(), t * difference.std() / len(first) ** 0.5
 
 
-def interval_by_sorting(values, resamples, confidence):
-    means = sorted(values[row].mean().item() for row in resamples)
-    ends = []
-    for share in ((1 - confidence) / 2, (1 + confidence) / 2):
-        place = share * (len(means) - 1)
-        below, above = math.floor(place), math.ceil(place)
-        ends.append(means[below] + (place - below) * (means[above] - means[below]))
-    return tuple(ends)
+def paired_with_numpy(first, second, confidence):
+    d = (first - second).double().numpy()
+    low, high = stats.t.interval(confidence, len(d) - 1)
+    half = (high - low) / 2 * np.std(d, ddof=1) / np.sqrt(len(d))
+    return torch.tensor(np.mean(d)), torch.tensor(half)
 
 
-def interval_by_loops(values, resamples, confidence):
-    means = []
-    for row in resamples.tolist():
-        total = 0.0
-        for i in row:
-            total += float(values[i])
-        means.append(total / len(row))
-    means = torch.tensor(means, dtype=torch.float64)
-    return [means.quantile(0.5 - confidence / 2), means.quantile(0.5 + confidence / 2)]
+def paired_with_loops(first, second, confidence):
+    differences = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
+    t = stats.t(n - 1).isf((1 - confidence) / 2)
+    return torch.tensor(mean), torch.tensor(t * math.sqrt(variance / n))
 
 
-def wins_over_all_pairs(first_logps, second_logps, rewards):
-    difference = rewards.unsqueeze(-1) - rewards.unsqueeze(-2)
-    score = (difference.sign() + 1) / 2
-    return torch.einsum("...i,...j,...ij->...", first_logps.exp(), second_logps.exp(), score)
+def split_with_torch(gaps):
+    within = gaps.var(dim=1).mean()
+    return within, gaps.mean(dim=1).var() - within / gaps.size(1)
 
 
-def wins_by_one_half_and_the_lead(first_logps, second_logps, rewards):
-    p, q = first_logps.exp(), second_logps.exp()
-    better = (rewards[..., :, None] > rewards[..., None, :]).to(p.dtype)
-    wins = (p[..., None, :] @ better @ q[..., :, None])[..., 0, 0]
-    losses = (q[..., None, :] @ better @ p[..., :, None])[..., 0, 0]
-    return 0.5 + (wins - losses) / 2
+def split_by_sums_of_squares(gaps):
+    G, R = gaps.shape
+    means = gaps.mean(1, keepdim=True)
+    within = ((gaps - means) ** 2).sum() / (G * (R - 1))
+    between = R * ((means - gaps.mean()) ** 2).sum() / (G - 1)
+    return within, (between - within) / R
 
 
-def wins_by_loops(first_logps, second_logps, rewards):
-    size = rewards.shape[-1]
-    rows = zip(
-        first_logps.reshape(-1, size).tolist(),
-        second_logps.reshape(-1, size).tolist(),
-        rewards.reshape(-1, size).tolist(),
-        strict=True,
-    )
-    results = []
-    for first, second, r in rows:
-        total = 0.0
-        for i in range(size):
-            for j in range(size):
-                chance = math.exp(first[i]) * math.exp(second[j])
-                total += chance * (1.0 if r[i] > r[j] else 0.5 if r[i] == r[j] else 0.0)
-        results.append(total)
-    return torch.tensor(results).reshape(rewards.shape[:-1])
+def split_with_numpy(gaps):
+    rows = gaps.double().numpy()
+    within = np.mean([np.var(row, ddof=1) for row in rows])
+    between = np.var([row.mean() for row in rows], ddof=1) - within / len(rows[0])
+    return torch.tensor(within), torch.tensor(between)
 
 
 RIGHT = {
-    "bootstrap_interval": [
-        interval_by_one_quantile_call,
-        interval_by_sorting,
-        interval_by_loops,
-    ],
-    "win_rate": [wins_over_all_pairs, wins_by_one_half_and_the_lead, wins_by_loops],
+    "paired_interval": [paired_with_torch, paired_with_numpy, paired_with_loops],
+    "split_spread": [split_with_torch, split_by_sums_of_squares, split_with_numpy],
 }
 
 
-def both_ends(numbers, confidence):
-    tail = (1 - confidence) / 2
-    return numbers.quantile(tail), numbers.quantile(1 - tail)
+def t_of(confidence, n):
+    return stats.t.ppf((1 + confidence) / 2, n - 1)
 
 
-def z_value(confidence):
-    return math.sqrt(2) * torch.erfinv(torch.tensor(confidence, dtype=torch.float64))
+def two_samples(a, b, c):
+    error = (a.var() / len(a) + b.var() / len(b)).sqrt()
+    return a.mean() - b.mean(), t_of(c, len(a)) * error
 
 
-def textbook_interval(values, resamples, confidence):
-    error = values.std(correction=1) / math.sqrt(values.numel())
-    return values.mean() - z_value(confidence) * error, values.mean() + z_value(confidence) * error
+def with_normal(a, b, c):
+    return (a - b).mean(), stats.norm.isf((1 - c) / 2) * (a - b).std() / len(a) ** 0.5
 
 
-def bootstrap_standard_error(values, resamples, confidence):
-    means = torch.stack([values[row].mean() for row in resamples])
-    half = z_value(confidence) * means.std()
-    return means.mean() - half, means.mean() + half
+def with_n_degrees(a, b, c):
+    return (a - b).mean(), stats.t.ppf((1 + c) / 2, len(a)) * (a - b).std() / len(a) ** 0.5
 
 
-def plus_minus_deviation(values, resamples, confidence):
-    means = values[resamples].sum(1) / resamples.shape[1]
-    return means.mean() - means.std(), means.mean() + means.std()
+def numpy_std(a, b, c):
+    d = (a - b).numpy()
+    return torch.tensor(d.mean()), torch.tensor(t_of(c, len(d)) * np.std(d) / len(d) ** 0.5)
 
 
-def basic_bootstrap(values, resamples, confidence):
-    errors = values[resamples].mean(1) - values.mean()
-    low, high = both_ends(errors, confidence)
-    return values.mean() - high, values.mean() - low
+def one_tail(a, b, c):
+    return (a - b).mean(), stats.t.ppf(c, len(a) - 1) * (a - b).std() / len(a) ** 0.5
 
 
-def score_of(rewards):
-    return ((rewards.unsqueeze(-1) - rewards.unsqueeze(-2)).sign() + 1) / 2
+def pooled_variance(gaps):
+    within = gaps.var(1).mean()
+    return torch.var(gaps.flatten()), gaps.mean(1).var() - within / gaps.shape[1]
 
 
-def expected(logps, rewards):
-    return torch.einsum("...y,...y->...", logps.exp(), rewards)
+def by_columns(gaps):
+    within = gaps.var(0).mean()
+    return within, gaps.mean(0).var() - within / len(gaps)
 
 
-def decided_pairs_only(first, second, rewards):
-    joint = first.exp()[..., :, None] * second.exp()[..., None, :]
-    difference = rewards[..., :, None] - rewards[..., None, :]
-    return (joint * (difference > 0)).sum((-1, -2)) / (joint * (difference != 0)).sum((-1, -2))
-
-
-def never_the_same(first, second, rewards):
-    joint = first.exp()[..., :, None] * second.exp()[..., None, :]
-    agree = (first + second).exp().sum(-1)
-    return (joint * score_of(rewards)).sum((-1, -2)) - agree / 2
+def population(gaps):
+    within = gaps.numpy().var(1).mean()
+    between = gaps.numpy().mean(1).var() - within / gaps.shape[1]
+    return torch.tensor(within), torch.tensor(between)
 
 
 WRONG = {
-    "bootstrap_interval": [
-        (lambda v, rows, c: both_ends(v, c), "quantiles of the values"),
-        (lambda v, rows, c: both_ends(v[rows].reshape(-1), c), "pooled"),
-        (lambda v, rows, c: both_ends(v[rows].mean(dim=0), c), "wrong dimension"),
+    "paired_interval": [
+        (two_samples, "unpaired"),
+        (with_normal, None),
+        (with_n_degrees, "degrees of freedom"),
+        (numpy_std, "divided by S"),
+        (one_tail, "one-sided"),
+        (lambda a, b, c: ((a - b).mean(), t_of(c, len(a)) * (a - b).std()), "spread of one seed"),
         (
-            lambda v, rows, c: (v[rows].mean(1).quantile(1 - c), v[rows].mean(1).quantile(c)),
-            "one-sided",
+            lambda a, b, c: ((a - b).mean(), 2 * t_of(c, len(a)) * (a - b).std() / len(a) ** 0.5),
+            "whole width",
         ),
-        (plus_minus_deviation, "one standard deviation"),
-        (bootstrap_standard_error, "normal approximation"),
-        (textbook_interval, "resamples ignored"),
-        (lambda v, rows, c: both_ends(v[rows].median(dim=1)[0], c), "medians"),
-        (lambda v, rows, c: both_ends(v[rows].sum(dim=1), c), "sums"),
-        (lambda v, rows, c: tuple(v[rows].mean(1).aminmax()), "smallest and largest"),
-        (lambda v, rows, c: both_ends(v[rows].mean(1), c)[::-1], "swapped"),
-        (basic_bootstrap, "reflected"),
-        (lambda v, rows, c: both_ends(v[rows].mean(1), c / 2), None),
-        (lambda v, rows, c: v[rows].mean(1).quantile(c), None),
+        (lambda a, b, c: paired_with_torch(b, a, c), None),
+        (lambda a, b, c: (a.mean(), t_of(c, len(a)) * a.std() / len(a) ** 0.5), None),
     ],
-    "win_rate": [
+    "split_spread": [
+        (lambda gaps: (gaps.var(1).mean(), gaps.mean(1).var()), "training noise left in"),
         (
-            lambda p, q, r: (
-                p.exp()[..., :, None] * q.exp()[..., None, :] * (r[..., :, None] > r[..., None, :])
-            ).sum((-1, -2)),
-            "ties count as losses",
+            lambda gaps: (gaps.var(1).mean(), gaps.mean(1).var() - gaps.var(1).mean()),
+            "too much taken off",
         ),
-        (
-            lambda p, q, r: (
-                p.exp()[..., :, None] * q.exp()[..., None, :] * (r[..., :, None] >= r[..., None, :])
-            ).sum((-1, -2)),
-            "ties count as wins",
-        ),
-        (decided_pairs_only, "ties left out"),
-        (never_the_same, "same response left out"),
-        (lambda p, q, r: 1 - wins_over_all_pairs(p, q, r), "swapped"),
-        (
-            lambda p, q, r: torch.einsum(
-                "...i,...j,...ij->...",
-                p.exp(),
-                q.exp(),
-                1 / (1 + torch.exp(r[..., None, :] - r[..., :, None])),
-            ),
-            "Bradley–Terry",
-        ),
-        (lambda p, q, r: expected(p, r) - expected(q, r), "difference of expected rewards"),
-        (
-            lambda p, q, r: torch.sigmoid(expected(p, r) - expected(q, r)),
-            "sigmoid of expected rewards",
-        ),
-        (
-            lambda p, q, r: torch.where(r > expected(q, r).unsqueeze(-1), p.exp(), 0.0).sum(-1),
-            "against the average response",
-        ),
-        (lambda p, q, r: score_of(r).mean(-1).mean(-1), "not weighted"),
-        (
-            lambda p, q, r: torch.einsum("...i,...j,...ij->...", p, q, score_of(r)),
-            "log-probabilities as weights",
-        ),
-        (lambda p, q, r: torch.sum(wins_over_all_pairs(p, q, r)), "summed over prompts"),
-        (lambda p, q, r: torch.mean(wins_over_all_pairs(p, q, r)), "averaged over prompts"),
-        (lambda p, q, r: (expected(p, r) > expected(q, r)).double(), None),
-        (lambda p, q, r: (p.exp() * q.exp() * r).sum(-1), None),
+        (population, "divided by n"),
+        (by_columns, "rows and columns"),
+        (lambda gaps: (split_with_torch(gaps)[0], split_with_torch(gaps)[1].relu()), "clipped"),
+        (lambda gaps: (gaps.std(1).mean(), gaps.mean(1).std()), "standard deviations"),
+        (lambda gaps: tuple(reversed(split_with_torch(gaps))), None),
+        (pooled_variance, "all pooled"),
+        (lambda gaps: (gaps.var(1), gaps.mean(1).var()), None),
     ],
 }
