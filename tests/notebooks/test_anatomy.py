@@ -19,7 +19,6 @@ FIRST_EDITION = {
     "09_reward_hacking",
     "10_dpo",
     "12_dpo_or_ppo",
-    "13_no_free_lunch",
 }
 REWRITTEN = [stem for stem in NOTEBOOKS if stem not in FIRST_EDITION]
 LONGEST_CELL = 27  # lines
