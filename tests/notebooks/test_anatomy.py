@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 # Still to be rewritten: they keep the first edition's form.
 FIRST_EDITION = {
-    "13_no_free_lunch",
 }
 REWRITTEN = [stem for stem in NOTEBOOKS if stem not in FIRST_EDITION]
 LONGEST_CELL = 27  # lines

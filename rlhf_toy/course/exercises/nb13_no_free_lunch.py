@@ -1,4 +1,4 @@
-"""The exercises of notebook 13: soft value iteration, and what a token's log-ratio means."""
+"""The exercises of notebook 13: a token's advantage, a soft backup, an episode's luck."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ from torch import Tensor
 
 from rlhf_toy import exact
 from rlhf_toy.course.exercises.grading import Case, Exercise, Mistake, make_cases
+from rlhf_toy.course.exercises.inputs import float64, random_logps, random_numbers
 from rlhf_toy.training import make_generator
+
+
+def token_advantage(
+    logps: Tensor, ref_logps: Tensor, responses: Tensor, y: Tensor, beta: float
+) -> Tensor:
+    """Return β log π/π_ref of each token of y, [T] in logits, from whole responses' probabilities.
+
+    Args:
+        logps, ref_logps: [Y] log-probabilities of all responses.
+        responses: [Y, T] their token ids; the same id after the end of a response.
+        y: [T] one of them.
+        beta: strength of the KL penalty.
+    """
+    begins = (responses == y).cumprod(1).bool()  # [Y, T] whether they agree with y so far
+    after = [logps[b].logsumexp(0) - ref_logps[b].logsumexp(0) for b in begins.T]
+    return beta * torch.stack([torch.zeros_like(after[0]), *after]).diff()  # all responses: 0
 
 
 def soft_backup(
@@ -18,328 +35,156 @@ def soft_backup(
     next_values: Tensor,
     beta: float,
 ) -> Tensor:
-    """Do one step of soft value iteration: return V(s) = β log Σ_a π_ref(a|s) exp(Q(s, a)/β).
-
-    Here Q(s, a) = r(s, a) + Σ_k p(k|s, a) V(s′_k). The outcomes k of chance are averaged; only the
-    actions are inside the exponential, because the agent chooses nothing else.
+    """Return V(s) = β log Σ_a π_ref(a|s) exp(Q(s, a)/β) with Q = r + E[V(s′)], [S] in logits.
 
     Args:
-        successors: [S, A, K] next state of each outcome.
-        probabilities: [S, A, K] probability of each outcome.
-        rewards: [S, A] expected rewards, in logits.
-        ref_logps: [S, A] log π_ref(a|s), in nats.
+        successors, probabilities: [S, A, K] next state of each outcome, and how likely it is.
+        rewards, ref_logps: [S, A] expected rewards in logits, log π_ref(a|s).
         next_values: [S] values one step later, in logits.
         beta: strength of the KL penalty.
-
-    Returns:
-        [S] values, in logits.
     """
     Q = rewards + (probabilities * next_values[successors]).sum(-1)
     return beta * exact.log_partition(ref_logps, Q, beta)
 
 
-def token_advantage(policy_logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Return β (log π − log π_ref) of each token, which at the optimum is its advantage Q* − V*.
-
-    Q* and V* are the soft values of the KL-regularised token MDP (Rafailov et al. 2024, whose Q*
-    contains β log π_ref as well).
+def luck(rewards: Tensor, q_values: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Return Σ_t [r_t + V(s_{t+1}) − Q(s_t, a_t)] over the real steps of each episode, [B].
 
     Args:
-        policy_logps: [B, T] log π of the tokens that were written, in nats.
-        ref_logps: [B, T] log π_ref of the same tokens, in nats.
-        mask: [B, T] True on real tokens.
-        beta: strength of the KL penalty.
-
-    Returns:
-        [B, T] in logits; 0 on masked tokens, even if the inputs are inf or NaN there.
+        rewards, q_values, mask: [B, T] reward, Q(s_t, a_t), and whether the step took place.
+        values: [B, T + 1] V(s_0) to V(s_T).
     """
-    return (beta * (policy_logps - ref_logps)).masked_fill(~mask, 0.0)
-
-
-def _float64(*rows: list | float) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def _random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    draws = torch.randn(shape, generator=make_generator(seed), dtype=torch.float64)
-    return (10 * scale * draws).round() / 10
-
-
-def _tables(S: int, A: int, K: int, seed: int) -> tuple[Tensor, ...]:
-    """successors, probabilities, rewards, ref_logps and next_values of a random MDP."""
-    successors = torch.randint(S, (S, A, K), generator=make_generator(seed))
-    probabilities = _random(S, A, K, seed=seed + 1).softmax(-1)
-    ref_logps = _random(S, A, seed=seed + 2).log_softmax(-1)
-    return (
-        successors,
-        probabilities,
-        _random(S, A, seed=seed + 3),
-        ref_logps,
-        _random(S, seed=seed + 4, scale=2),
-    )
-
-
-# Two states. In the first, the second action is a gamble between the next values 2 and −3.
-_GAMBLE = (
-    torch.tensor([[[0, 0], [0, 1]], [[1, 1], [1, 0]]]),
-    _float64([[1.0, 0.0], [0.75, 0.25]], [[1.0, 0.0], [0.5, 0.5]]),
-    _float64([0.0, 1.0], [0.5, -1.0]),
-    _float64([0.5, 0.5], [0.25, 0.75]).log(),
-    _float64(2.0, -3.0),
-)
-
-
-def _backup_cases() -> list[Case]:
-    plain = [
-        (*_GAMBLE, 0.5),
-        (*_tables(1, 3, 1, seed=1), 2.0),
-        (*_tables(3, 2, 2, seed=11), 0.5),
-        (*_tables(4, 3, 3, seed=21), 1.5),
-        (*(t.float() if t.is_floating_point() else t for t in _tables(3, 4, 2, seed=31)), 0.7),
-    ]
-    successors, probabilities, rewards, ref_logps, next_values = _tables(3, 2, 2, seed=41)
-    never = _float64([0.0, -torch.inf]).expand(3, 2)
-    corners = [
-        (successors, probabilities, 1000 * rewards, ref_logps, next_values, 0.5),
-        (successors, probabilities, rewards - 1000, ref_logps, next_values, 0.5),
-        (successors, probabilities, rewards, ref_logps, next_values, 1e-3),
-        (successors, probabilities, rewards, ref_logps, next_values, 1e3),
-        (successors, probabilities, rewards, never, next_values, 0.5),  # π_ref is 0 somewhere
-        (
-            successors,
-            probabilities,
-            torch.zeros(3, 2).double(),
-            ref_logps,
-            torch.zeros(3).double(),
-            0.5,
-        ),
-    ]
-    names = ("successors", "probabilities", "rewards", "ref_logps", "next_values", "beta")
-    return make_cases(names, plain, corners)
-
-
-def _q(successors: Tensor, probabilities: Tensor, rewards: Tensor, next_values: Tensor) -> Tensor:
-    return rewards + (probabilities * next_values[successors]).sum(-1)
-
-
-_SOFT_BACKUP = Exercise(
-    name="soft_backup",
-    notebook="13",
-    hints=(
-        "First compute Q(s, a), of shape [S, A]. next_values[successors] gives the value of every "
-        "outcome.",
-        "Average over the outcomes, weighted by their probabilities, before you exponentiate "
-        "anything.",
-        "The rest is β log Z of a bandit whose rewards are Q. You wrote log Z in notebook 06.",
-    ),
-    solution=soft_backup,
-    cases=_backup_cases,
-    mistakes=(
-        Mistake(
-            "exp before expectation",
-            "You put the outcomes inside the exponential, next to the actions. That is the value "
-            "of an agent who can choose its luck. Average over chance first.",
-            lambda succ, p, r, ref, V, beta: (
-                beta
-                * torch.logsumexp(
-                    (ref[..., None] + p.log() + (r[..., None] + V[succ]) / beta).flatten(1), dim=1
-                )
-            ),
-        ),
-        Mistake(
-            "hard maximum",
-            "This is ordinary value iteration: only the best action counts, and leaving the "
-            "reference costs nothing.",
-            lambda succ, p, r, ref, V, beta: _q(succ, p, r, V).max(-1).values,
-        ),
-        Mistake(
-            "mean of the reference",
-            "This is the value of following the reference. The optimal policy moves towards the "
-            "better actions.",
-            lambda succ, p, r, ref, V, beta: (ref.exp() * _q(succ, p, r, V)).sum(-1),
-        ),
-        Mistake(
-            "reference forgotten",
-            "You count all actions equally. Where is π_ref in the sum?",
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.logsumexp(_q(succ, p, r, V) / beta, dim=-1)
-            ),
-        ),
-        Mistake(
-            "beta forgotten",
-            "Your result does not depend on β. It is in the formula twice.",
-            lambda succ, p, r, ref, V, beta: soft_backup(succ, p, r, ref, V, 1.0),
-        ),
-        Mistake(
-            "beta only inside",
-            "You divide Q by β, but you do not turn the logarithm back into logits. Your result "
-            "is V/β.",
-            lambda succ, p, r, ref, V, beta: soft_backup(succ, p, r, ref, V, beta) / beta,
-        ),
-        Mistake(
-            "beta only outside",
-            "You multiply the logarithm by β. But what does β do to Q in the exponent?",
-            lambda succ, p, r, ref, V, beta: beta * soft_backup(succ, p, r, ref, V, 1.0),
-        ),
-        Mistake(
-            "outcomes not weighted",
-            "You count every outcome equally. How likely is each of them?",
-            lambda succ, p, r, ref, V, beta: (
-                beta * exact.log_partition(ref, r + V[succ].mean(-1), beta)
-            ),
-        ),
-        Mistake(
-            "first outcome only",
-            "You use only the first outcome of each action. What about the others?",
-            lambda succ, p, r, ref, V, beta: (
-                beta * exact.log_partition(ref, r + V[succ[..., 0]], beta)
-            ),
-        ),
-        Mistake(
-            "future forgotten",
-            "Your result does not depend on next_values. What comes after this step?",
-            lambda succ, p, r, ref, V, beta: beta * exact.log_partition(ref, r, beta),
-        ),
-        Mistake(
-            "reward forgotten",
-            "Your result does not depend on the rewards of this step.",
-            lambda succ, p, r, ref, V, beta: soft_backup(succ, p, 0 * r, ref, V, beta),
-        ),
-        Mistake(
-            "value of the state itself",
-            "You add the value of the state before the step. Where does the action lead?",
-            lambda succ, p, r, ref, V, beta: beta * exact.log_partition(ref, r + V[:, None], beta),
-        ),
-        Mistake(
-            "sign",
-            "In your result, bad actions raise the value. Look at the sign of Q.",
-            lambda succ, p, r, ref, V, beta: soft_backup(succ, p, -r, ref, -V, beta),
-        ),
-        Mistake(
-            "probabilities in the exponent",
-            "Inside the exponential, the reference should be a log-probability.",
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.logsumexp(ref.exp() + _q(succ, p, r, V) / beta, dim=-1)
-            ),
-        ),
-        Mistake(
-            "overflow",
-            "The formula is right, but in floating point exp(2000) is infinite and exp(−2000) is "
-            "0. Stay in logarithms.",
-            lambda succ, p, r, ref, V, beta: (
-                beta * (ref.exp() * (_q(succ, p, r, V) / beta).exp()).sum(-1).log()
-            ),
-        ),
-    ),
-)
-
-
-def _mask(*lengths: int, T: int) -> Tensor:
-    return torch.arange(T) < torch.tensor(lengths)[:, None]
-
-
-def _logps(*shape: int, seed: int) -> Tensor:
-    """Made-up log-probabilities of single tokens; the masked places are filled too."""
-    return -_random(*shape, seed=seed).abs() - 0.1
+    return (rewards + values[:, 1:] - q_values).masked_fill(~mask, 0.0).sum(1)
 
 
 def _advantage_cases() -> list[Case]:
-    plain = [
-        (_float64([-1.0, -0.5]), _float64([-2.0, -0.3]), _mask(2, T=2), 0.5),
-        (_float64([-1.0, -0.5, -3.0]), _float64([-2.0, -0.3, -1.0]), _mask(2, T=3), 0.5),
-        (_logps(2, 3, seed=1), _logps(2, 3, seed=2), _mask(1, 3, T=3), 2.0),
-        (_logps(3, 4, seed=3), _logps(3, 4, seed=4), _mask(4, 2, 3, T=4), 0.7),
-        (_logps(2, 5, seed=5).float(), _logps(2, 5, seed=6).float(), _mask(5, 4, T=5), 0.1),
-    ]
-    nothing = _float64([-1.0, -torch.inf, -torch.inf])
-    corners = [
-        (nothing, _float64([-2.0, -torch.inf, -torch.inf]), _mask(1, T=3), 0.5),  # padded with −inf
-        (_float64([-1.0, 0.0]), _float64([-1.5, -torch.inf]), _mask(1, T=2), 0.5),
-        (_float64([-900.0, -0.1]), _float64([-0.1, -900.0]), _mask(2, T=2), 0.5),
-        (_float64([-1.0, -2.0]), _float64([-1.0, -2.0]), _mask(2, T=2), 0.5),  # policy = reference
-        (_logps(2, 2, seed=7), _logps(2, 2, seed=8), _mask(0, 2, T=2), 0.5),  # an empty row
-    ]
-    return make_cases(("policy_logps", "ref_logps", "mask", "beta"), plain, corners)
+    words = torch.cartesian_prod(torch.arange(3), torch.arange(3))  # 9 responses of 2 tokens
+    ended = torch.tensor([[2, -1, -1], [0, 2, -1], [1, 2, -1], [0, 1, 2], [0, 0, 2], [1, 1, 2]])
+    made = [(random_logps(9, seed=s), random_logps(9, seed=s + 50), words) for s in range(3)]
+    plain = [(*made[i], words[i + 3], beta) for i, beta in enumerate((0.5, 2.0, 1.5))]
+    both = random_logps(6, seed=7), random_logps(6, seed=8)
+    plain += [(*both, ended, ended[i], 0.5) for i in (0, 1, 3)]
+    rare = (both[0] - 2000 * float64(0, 0, 1, 0, 0, 1)).log_softmax(0)
+    corners = [(rare, both[1], ended, ended[2], 0.5), (both[0], both[0], ended, ended[4], 1.0)]
+    return make_cases(("logps", "ref_logps", "responses", "y", "beta"), plain, corners)
 
 
-_TOKEN_ADVANTAGE = Exercise(
-    name="token_advantage",
-    notebook="13",
-    hints=(
-        "Return one number for each token, so do not sum: [B, T] in, [B, T] out.",
-        "The logarithm of a ratio of probabilities is a difference of log-probabilities.",
-        "Where the mask is False, the result is 0, whatever the inputs are there. Fill these "
-        "places instead of multiplying by the mask.",
-    ),
-    solution=token_advantage,
-    cases=_advantage_cases,
-    mistakes=(
-        Mistake(
-            "mask forgotten",
-            "You count tokens after the end of a response. Where does the mask come in?",
-            lambda policy, ref, mask, beta: beta * (policy - ref),
-        ),
-        Mistake(
-            "beta forgotten",
-            "Your result does not depend on β. What turns nats into units of reward?",
-            lambda policy, ref, mask, beta: token_advantage(policy, ref, mask, 1.0),
-        ),
-        Mistake(
-            "divided by beta",
-            "With a small β, a reward of one logit moves the policy far. So how much reward does "
-            "a given log-ratio stand for?",
-            lambda policy, ref, mask, beta: token_advantage(policy, ref, mask, 1 / beta),
-        ),
-        Mistake(
-            "sign",
-            "If the policy says a word more often than the reference does, its number should be "
-            "positive.",
-            lambda policy, ref, mask, beta: token_advantage(ref, policy, mask, beta),
-        ),
-        Mistake(
-            "summed over tokens",
-            "This is the implicit reward of a whole response. Here every token has its own number.",
-            lambda policy, ref, mask, beta: token_advantage(policy, ref, mask, beta).sum(1),
-        ),
-        Mistake(
-            "cumulative sums",
-            "Each of your entries includes the tokens before it. What did this token add?",
-            lambda policy, ref, mask, beta: (
-                token_advantage(policy, ref, mask, beta).cumsum(1) * mask
-            ),
-        ),
-        Mistake(
-            "sums to the end",
-            "Each of your entries includes the tokens after it. What did this token add?",
-            lambda policy, ref, mask, beta: (
-                token_advantage(policy, ref, mask, beta).flip(1).cumsum(1).flip(1) * mask
-            ),
-        ),
-        Mistake(
-            "difference of probabilities",
-            "These are differences of probabilities. The formula has the logarithm of a ratio.",
-            lambda policy, ref, mask, beta: token_advantage(policy.exp(), ref.exp(), mask, beta),
-        ),
-        Mistake(
-            "ratio without logarithm",
-            "This is β times the ratio itself, which is never negative. Where is the logarithm?",
-            lambda policy, ref, mask, beta: beta * (policy - ref).exp().masked_fill(~mask, 0.0),
-        ),
-        Mistake(
-            "divided by the length",
-            "You divide by the length, so each token of a long response gets less. The tokens "
-            "should sum to the response's implicit reward, not to its mean.",
-            lambda policy, ref, mask, beta: (
-                token_advantage(policy, ref, mask, beta) / mask.sum(1, keepdim=True).clamp(min=1)
-            ),
-        ),
-        Mistake(
-            "NaN behind the mask",
-            "The numbers are right, but 0 · (−∞ + ∞) is NaN. So multiplying by the mask does not "
-            "remove what is there. Fill these places instead.",
-            lambda policy, ref, mask, beta: beta * (policy - ref) * mask,
-        ),
-    ),
+def _backup_cases() -> list[Case]:
+    def tables(S: int, A: int, K: int, seed: int) -> tuple[Tensor, ...]:
+        successors = torch.randint(S, (S, A, K), generator=make_generator(seed))
+        chances = random_logps(S, A, K, seed=seed).exp()
+        rewards, values = random_numbers(S, A, seed=seed), random_numbers(S, seed=seed + 1)
+        return successors, chances, rewards, random_logps(S, A, seed=seed + 2), values
+
+    plain = [(*tables(2, 2, 2, 1), 0.5), (*tables(1, 3, 1, 2), 2.0), (*tables(3, 2, 2, 3), 0.5)]
+    plain.append((*tables(4, 3, 3, 4), 1.5))
+    successors, chances, rewards, ref, values = tables(3, 2, 2, 5)
+    corners = [(successors, chances, k * rewards, ref, values, 0.5) for k in (1000, -1000)]
+    names = "successors", "probabilities", "rewards", "ref_logps", "next_values", "beta"
+    return make_cases(names, plain, corners)
+
+
+def _luck_cases() -> list[Case]:
+    def draw(lengths: list[int], T: int, seed: int) -> tuple[Tensor, ...]:
+        shape = len(lengths), T
+        mask = torch.arange(T) < torch.tensor(lengths)[:, None]
+        values = random_numbers(len(lengths), T + 1, seed=seed + 2)
+        return (
+            random_numbers(*shape, seed=seed),
+            random_numbers(*shape, seed=seed + 1),
+            values,
+            mask,
+        )
+
+    plain = [draw([2, 2], 2, 1), draw([1, 3], 3, 11), draw([4, 2, 3], 4, 21)]
+    names = "rewards", "q_values", "values", "mask"
+    return make_cases(names, plain, [draw([0, 1], 1, 31), draw([1], 3, 41)])
+
+
+def _masses(logps: Tensor, responses: Tensor, y: Tensor) -> Tensor:
+    """log-probability of the first t tokens of y, for t = 0 … T, [T + 1]."""
+    begins = (responses == y).cumprod(1).bool()
+    return torch.stack([logps.logsumexp(0), *(logps[b].logsumexp(0) for b in begins.T)])
+
+
+def _q(succ: Tensor, p: Tensor, r: Tensor, V: Tensor) -> Tensor:
+    return r + (p * V[succ]).sum(-1)
+
+
+def _filled(steps: Tensor, mask: Tensor) -> Tensor:
+    return steps.masked_fill(~mask, 0.0).sum(1)
+
+
+_ADVANTAGE_MISTAKES = (
+    ("reference forgotten", "You return β log π of each token. What would the reference have said?",
+     lambda p, ref, all_, y, beta: beta * _masses(p, all_, y).diff()),
+    ("sign", "You praise a token that π says less often than π_ref. Which one is subtracted?",
+     lambda p, ref, all_, y, beta: token_advantage(ref, p, all_, y, beta)),
+    ("beginnings", "Each entry rates the response up to this token. What did this token add?",
+     lambda p, ref, all_, y, beta: token_advantage(p, ref, all_, y, beta).cumsum(0)),
+    ("summed", "This is the response's implicit reward. How much of it belongs to each token?",
+     lambda p, ref, all_, y, beta: token_advantage(p, ref, all_, y, beta).sum()),
+    ("context forgotten", "You collect all responses with this token here. And the tokens before?",
+     lambda p, ref, all_, y, beta: beta * torch.stack(
+         [p[s].logsumexp(0) - ref[s].logsumexp(0) for s in (all_ == y).T])),
+    ("underflow", "Right, but exp(−2000) is 0. How can you add probabilities in logarithms?",
+     lambda p, ref, all_, y, beta: beta * (
+         _masses(p, all_, y).exp().log() - _masses(ref, all_, y).exp().log()).diff()),
+)  # fmt: skip
+_BACKUP_MISTAKES = (
+    ("exp before expectation",
+     "You put the outcomes inside the exponential, next to the actions. Who chooses the outcome?",
+     lambda succ, p, r, ref, V, beta: beta * torch.logsumexp(
+         (ref[..., None] + p.log() + (r[..., None] + V[succ]) / beta).flatten(1), dim=1)),
+    ("hard maximum", "You take the best action, as if leaving π_ref cost nothing. Where is the KL?",
+     lambda succ, p, r, ref, V, beta: _q(succ, p, r, V).amax(-1)),
+    ("reference forgotten", "You count all actions equally. Where is π_ref in the sum?",
+     lambda succ, p, r, ref, V, beta: beta * (_q(succ, p, r, V) / beta).logsumexp(-1)),
+    ("beta only inside", "Your result is V/β. What turns it back into logits?",
+     lambda succ, p, r, ref, V, beta: soft_backup(succ, p, r, ref, V, beta) / beta),
+    ("beta only outside", "You multiply the logarithm by β. What does β do in the exponent?",
+     lambda succ, p, r, ref, V, beta: beta * soft_backup(succ, p, r, ref, V, 1.0)),
+    ("value of the state itself",
+     "You add the value of the state before the step. Where does the action lead?",
+     lambda succ, p, r, ref, V, beta: soft_backup(succ, p, r, ref, 0 * V, beta) + V),
+    ("overflow", "Right, but exp(2000) is infinite. How can you stay in logarithms?",
+     lambda succ, p, r, ref, V, beta: (
+         beta * (ref.exp() * (_q(succ, p, r, V) / beta).exp()).sum(-1).log())),
+)  # fmt: skip
+_LUCK_MISTAKES = (
+    ("not shifted", "You use the state before each step. Where is the episode after it?",
+     lambda r, Q, V, mask: _filled(r + V[:, :-1] - Q, mask)),
+    ("future forgotten", "Q also counts what comes after the step. Where is that in your sum?",
+     lambda r, Q, V, mask: _filled(r - Q, mask)),
+    ("skill", "This is Q − V, what the choice was worth. What did the world add after it?",
+     lambda r, Q, V, mask: _filled(Q - V[:, :-1], mask)),
+    ("sign", "You count good luck as negative. Is Q the expectation or the outcome?",
+     lambda r, Q, V, mask: _filled(Q - r - V[:, 1:], mask)),
+    ("not summed", "You return the luck of each step. What is asked for the whole episode?",
+     lambda r, Q, V, mask: (r + V[:, 1:] - Q) * mask),
+    ("mask forgotten", "You count steps after the end of an episode. Where does the mask come in?",
+     lambda r, Q, V, mask: (r + V[:, 1:] - Q).sum(1)),
+)  # fmt: skip
+_ADVANTAGE_HINTS = (
+    "π(token | tokens before it) is the probability of all responses that begin with these tokens "
+    "and this one, divided by that of all responses that begin with these tokens.",
+    "`begins = (responses == y).cumprod(1).bool()` says which responses begin like y, [Y, T].",
+    "Add probabilities, not log-probabilities: `logps[begins[:, t]].logsumexp(0)`.",
 )
-
-EXERCISES = (_SOFT_BACKUP, _TOKEN_ADVANTAGE)
+_BACKUP_HINTS = (
+    "First compute Q(s, a), [S, A]. `next_values[successors]` is the value of each outcome.",
+    "Average over the outcomes before you exponentiate anything.",
+    "The rest is β log Z of a bandit whose rewards are Q (notebook 06).",
+)
+_LUCK_HINTS = (
+    "`values` has one column more than the others. Which of its columns are V(s_{t+1})?",
+    "Set the steps that did not take place to 0, then sum over the steps.",
+)
+EXERCISES = tuple(
+    Exercise(answer.__name__, "13", hints, answer, cases, tuple(Mistake(*row) for row in mistakes))
+    for answer, hints, cases, mistakes in (
+        (token_advantage, _ADVANTAGE_HINTS, _advantage_cases, _ADVANTAGE_MISTAKES),
+        (soft_backup, _BACKUP_HINTS, _backup_cases, _BACKUP_MISTAKES),
+        (luck, _LUCK_HINTS, _luck_cases, _LUCK_MISTAKES),
+    )
+)

@@ -1,8 +1,39 @@
-"""Answers to the exercises of notebook 10, as students write them."""
+"""Answers to the exercises of notebook 13, as students write them."""
 
 import math
 
 import torch
+
+
+def advantage_by_conditional_probabilities(logps, ref_logps, responses, y, beta):
+    result = []
+    for t in range(len(y)):
+        before = (responses[:, :t] == y[:t]).all(1)
+        after = (responses[:, : t + 1] == y[: t + 1]).all(1)
+        one = torch.logsumexp(logps[after], 0) - torch.logsumexp(logps[before], 0)
+        other = torch.logsumexp(ref_logps[after], 0) - torch.logsumexp(ref_logps[before], 0)
+        result.append(beta * (one - other))
+    return torch.stack(result)
+
+
+def advantage_by_masking(logps, ref_logps, responses, y, beta):
+    begins = torch.cumprod((responses == y).long(), dim=1).bool()
+    one, other = (
+        torch.where(begins, table[:, None], -math.inf).logsumexp(0) for table in (logps, ref_logps)
+    )
+    ratio = one - other
+    return beta * torch.cat([ratio[:1], ratio[1:] - ratio[:-1]])
+
+
+def advantage_by_loops(logps, ref_logps, responses, y, beta):
+    def mass(table, t):
+        rows = [i for i, row in enumerate(responses.tolist()) if row[:t] == y.tolist()[:t]]
+        return float(table[rows].logsumexp(0))
+
+    T = len(y)
+    up = [mass(logps, t + 1) - mass(logps, t) for t in range(T)]
+    down = [mass(ref_logps, t + 1) - mass(ref_logps, t) for t in range(T)]
+    return torch.tensor([beta * (a - b) for a, b in zip(up, down, strict=True)])
 
 
 def backup_by_logsumexp(successors, probabilities, rewards, ref_logps, next_values, beta):
@@ -32,40 +63,65 @@ def backup_by_loops(successors, probabilities, rewards, ref_logps, next_values, 
     return torch.tensor(values)
 
 
-def backup_as_the_objective_of_its_optimum(
-    successors, probabilities, rewards, ref_logps, next_values, beta
-):
-    Q = (probabilities * (rewards[..., None] + next_values[successors])).sum(-1)
-    best = torch.log_softmax(ref_logps + Q / beta, dim=-1)
-    inside = torch.where(best > -math.inf, Q - beta * (best - ref_logps), 0.0)
-    return (best.exp() * inside).sum(-1)
+def luck_by_where(rewards, q_values, values, mask):
+    return torch.where(mask, rewards + values[:, 1:] - q_values, 0.0).sum(-1)
 
 
-def advantage_by_filling(policy_logps, ref_logps, mask, beta):
-    return torch.where(mask, beta * (policy_logps - ref_logps), 0.0)
+def luck_by_differences(rewards, q_values, values, mask):
+    skill = q_values - values[:, :-1]
+    return ((rewards + values.diff(dim=1) - skill) * mask).sum(1)
 
 
-def advantage_by_filling_first(policy_logps, ref_logps, mask, beta):
-    return beta * policy_logps.masked_fill(~mask, 0) - beta * ref_logps.masked_fill(~mask, 0)
-
-
-def advantage_by_loops(policy_logps, ref_logps, mask, beta):
-    result = torch.zeros_like(policy_logps)
-    for b, length in enumerate(mask.sum(1).tolist()):
-        for t in range(length):
-            result[b, t] = beta * (policy_logps[b, t] - ref_logps[b, t])
+def luck_by_loops(rewards, q_values, values, mask):
+    result = torch.zeros(len(rewards), dtype=rewards.dtype)
+    for b in range(len(rewards)):
+        for t in range(int(mask[b].sum())):
+            result[b] += rewards[b, t] + values[b, t + 1] - q_values[b, t]
     return result
 
 
 RIGHT = {
-    "soft_backup": [
-        backup_by_logsumexp,
-        backup_by_hand,
-        backup_by_loops,
-        backup_as_the_objective_of_its_optimum,
+    "token_advantage": [
+        advantage_by_conditional_probabilities,
+        advantage_by_masking,
+        advantage_by_loops,
     ],
-    "token_advantage": [advantage_by_filling, advantage_by_filling_first, advantage_by_loops],
+    "soft_backup": [backup_by_logsumexp, backup_by_hand, backup_by_loops],
+    "luck": [luck_by_where, luck_by_differences, luck_by_loops],
 }
+
+
+def log_mass(table, responses, y, t):
+    return torch.logsumexp(table[(responses[:, :t] == y[:t]).all(1)], 0)
+
+
+def log_ratio(p, ref, responses, y, t):
+    return log_mass(p, responses, y, t) - log_mass(ref, responses, y, t)
+
+
+def advantage_without_reference(p, ref, responses, y, beta):
+    masses = [log_mass(p, responses, y, t) for t in range(len(y) + 1)]
+    return beta * torch.stack(masses).diff()
+
+
+def advantage_of_beginnings(p, ref, responses, y, beta):
+    return beta * torch.stack([log_ratio(p, ref, responses, y, t + 1) for t in range(len(y))])
+
+
+def advantage_out_of_context(p, ref, responses, y, beta):
+    places = [responses[:, t] == y[t] for t in range(len(y))]
+    return beta * torch.stack([torch.logsumexp(p[s], 0) - ref[s].exp().sum().log() for s in places])
+
+
+def advantage_naive(p, ref, responses, y, beta):
+    result = []
+    for t in range(len(y)):
+        before = (responses[:, :t] == y[:t]).all(1)
+        after = (responses[:, : t + 1] == y[: t + 1]).all(1)
+        one = p[after].exp().sum() / p[before].exp().sum()
+        other = ref[after].exp().sum() / ref[before].exp().sum()
+        result.append(beta * (one.log() - other.log()))
+    return torch.stack(result)
 
 
 def backup_lucky(succ, p, r, ref, V, beta):
@@ -86,23 +142,34 @@ def q(succ, p, r, V):
     return r + torch.einsum("sak,sak->sa", p, V[succ])
 
 
+def steps(values, mask):
+    return torch.where(mask, values, 0.0).sum(1)
+
+
 WRONG = {
+    "token_advantage": [
+        (advantage_without_reference, "reference forgotten"),
+        (
+            lambda p, ref, all_, y, beta: advantage_by_masking(ref, p, all_, y, beta),
+            "sign",
+        ),
+        (advantage_of_beginnings, "beginnings"),
+        (
+            lambda p, ref, all_, y, beta: beta * log_ratio(p, ref, all_, y, len(y)),
+            "summed",
+        ),
+        (advantage_out_of_context, "context forgotten"),
+        (advantage_naive, "underflow"),
+        (lambda p, ref, all_, y, beta: advantage_by_masking(p, ref, all_, y, beta**2), None),
+    ],
     "soft_backup": [
         (backup_lucky, "exp before expectation"),
         (lambda succ, p, r, ref, V, beta: torch.amax(q(succ, p, r, V), 1), "hard maximum"),
-        (
-            lambda succ, p, r, ref, V, beta: torch.sum(torch.exp(ref) * q(succ, p, r, V), 1),
-            "mean of the reference",
-        ),
         (
             lambda succ, p, r, ref, V, beta: (
                 beta * torch.log(torch.exp(q(succ, p, r, V) / beta).sum(1))
             ),
             "reference forgotten",
-        ),
-        (
-            lambda succ, p, r, ref, V, beta: torch.logsumexp(ref + q(succ, p, r, V), 1),
-            "beta forgotten",
         ),
         (
             lambda succ, p, r, ref, V, beta: torch.logsumexp(ref + q(succ, p, r, V) / beta, 1),
@@ -113,118 +180,19 @@ WRONG = {
             "beta only outside",
         ),
         (
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.logsumexp(ref + (r + V[succ].sum(2) / succ.shape[2]) / beta, 1)
-            ),
-            "outcomes not weighted",
-        ),
-        (
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.logsumexp(ref + (r + V[succ[:, :, 0]]) / beta, 1)
-            ),
-            "first outcome only",
-        ),
-        (
-            lambda succ, p, r, ref, V, beta: beta * torch.logsumexp(ref + r / beta, 1),
-            "future forgotten",
-        ),
-        (
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.logsumexp(ref + (p * V[succ]).sum(-1) / beta, 1)
-            ),
-            "reward forgotten",
-        ),
-        (
             lambda succ, p, r, ref, V, beta: V + beta * torch.logsumexp(ref + r / beta, 1),
             "value of the state itself",
         ),
-        (
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.logsumexp(ref - q(succ, p, r, V) / beta, 1)
-            ),
-            "sign",
-        ),
-        (
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.log(torch.exp(torch.exp(ref) + q(succ, p, r, V) / beta).sum(1))
-            ),
-            "probabilities in the exponent",
-        ),
         (backup_naive, "overflow"),
         (lambda succ, p, r, ref, V, beta: q(succ, p, r, V).mean(1), None),
-        (
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.logsumexp(ref + (r + V[succ].sum(2)) / beta, 1)
-            ),
-            None,
-        ),
-        (
-            lambda succ, p, r, ref, V, beta: (
-                beta * torch.logsumexp(ref + beta * q(succ, p, r, V), 1)
-            ),
-            None,
-        ),
     ],
-    "token_advantage": [
-        (lambda policy, ref, mask, beta: beta * policy - beta * ref, "mask forgotten"),
-        (lambda policy, ref, mask, beta: torch.where(mask, policy - ref, 0.0), "beta forgotten"),
-        (
-            lambda policy, ref, mask, beta: torch.where(mask, (policy - ref) / beta, 0.0),
-            "divided by beta",
-        ),
-        (lambda policy, ref, mask, beta: torch.where(mask, beta * (ref - policy), 0.0), "sign"),
-        (
-            lambda policy, ref, mask, beta: torch.where(mask, beta * (policy - ref), 0.0).sum(-1),
-            "summed over tokens",
-        ),
-        (
-            lambda policy, ref, mask, beta: torch.where(
-                mask, torch.cumsum(beta * (policy - ref), 1), 0.0
-            ),
-            "cumulative sums",
-        ),
-        (
-            lambda policy, ref, mask, beta: torch.where(
-                mask,
-                torch.stack(
-                    [
-                        torch.where(mask, beta * (policy - ref), 0.0)[:, t:].sum(1)
-                        for t in range(mask.shape[1])
-                    ],
-                    dim=1,
-                ),
-                0.0,
-            ),
-            "sums to the end",
-        ),
-        (
-            lambda policy, ref, mask, beta: torch.where(
-                mask, beta * (torch.exp(policy) - torch.exp(ref)), 0.0
-            ),
-            "difference of probabilities",
-        ),
-        (
-            lambda policy, ref, mask, beta: torch.where(
-                mask, beta * torch.exp(policy) / torch.exp(ref), 0.0
-            ),
-            "ratio without logarithm",
-        ),
-        (
-            lambda policy, ref, mask, beta: torch.where(
-                mask, beta * (policy - ref) / mask.sum(-1)[:, None].clamp(min=1), 0.0
-            ),
-            "divided by the length",
-        ),
-        (
-            lambda policy, ref, mask, beta: mask.float() * beta * (policy - ref),
-            "NaN behind the mask",
-        ),
-        (
-            lambda policy, ref, mask, beta: torch.where(
-                mask, beta * policy.exp() * (policy - ref), 0.0
-            ),
-            None,
-        ),
-        (lambda policy, ref, mask, beta: (beta * (policy - ref))[mask], None),
+    "luck": [
+        (lambda r, Q, V, mask: steps(r + V[:, :-1] - Q, mask), "not shifted"),
+        (lambda r, Q, V, mask: steps(r - Q, mask), "future forgotten"),
+        (lambda r, Q, V, mask: steps(Q - V[:, : Q.shape[1]], mask), "skill"),
+        (lambda r, Q, V, mask: -steps(r + V[:, 1:] - Q, mask), "sign"),
+        (lambda r, Q, V, mask: torch.where(mask, r + V[:, 1:] - Q, 0.0), "not summed"),
+        (lambda r, Q, V, mask: (r - Q + V[:, 1:]).sum(dim=1), "mask forgotten"),
+        (lambda r, Q, V, mask: steps(V[:, 1:] - Q, mask), None),
     ],
 }
