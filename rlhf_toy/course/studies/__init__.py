@@ -17,7 +17,7 @@ from typing import Any
 
 NAMES = (
     "ppo_parts", "overoptimisation", "dpo_or_ppo", "dpo_gap", "fixed_points", "estimators",
-    "long_world", "long_network",
+    "long_world",
 )  # fmt: skip
 DATA = Path("figures") / "data"  # in the repository
 
