@@ -89,6 +89,7 @@ NETWORK_ARMS: dict[str, dict[str, int]] = {
     "PPO, 128 wide": {"n_embd": 128},
 }
 PAIR_ARMS = ("DPO", "PPO, learned reward", "PPO, learned reward, no KL")
+TICKS = (2, 5, 10, 20, 50, 100)  # of the figure, in %
 SOME = ("PPO", "PPO, λ = 0.9", "PPO, no critic")
 LENGTH = 16  # the most words of a response where all arms are run
 LENGTHS: dict[int, tuple[str, ...]] = {
@@ -227,6 +228,7 @@ def figure(results: list[dict[str, Any]]) -> Figure:
         xscale="log",
         title=f"{LENGTH} words",
     )
+    left.set_xticks(TICKS[2:], TICKS[2:])
     lengths = sorted(LENGTHS)
     for arm, style in zip(SOME, ("-", "--", ":"), strict=True):
         gaps = np.stack([100 * values(results, "gap", arm, n) for n in lengths], axis=1)
@@ -235,5 +237,8 @@ def figure(results: list[dict[str, Any]]) -> Figure:
     right.set_xscale("log", base=2)
     right.set_xticks(lengths, lengths)
     right.set(xlabel="most words in a response", ylabel="gap to J*, % (log scale)", yscale="log")
+    right.set_yticks(TICKS[:-2], TICKS[:-2])
+    for ax in (left, right):
+        ax.minorticks_off()
     right.legend(fontsize=9)
     return drawn
