@@ -15,7 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NAMES = ("ppo_parts", "overoptimisation", "dpo_or_ppo", "dpo_gap", "fixed_points", "estimators")
+NAMES = (
+    "ppo_parts", "overoptimisation", "dpo_or_ppo", "dpo_gap", "fixed_points", "estimators",
+    "long_world",
+)  # fmt: skip
 DATA = Path("figures") / "data"  # in the repository
 
 
