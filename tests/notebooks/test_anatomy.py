@@ -13,10 +13,6 @@ from rlhf_toy.course.exercises import _EXERCISES
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-# Still to be rewritten: they keep the first edition's form.
-FIRST_EDITION = {
-}
-REWRITTEN = [stem for stem in NOTEBOOKS if stem not in FIRST_EDITION]
 LONGEST_CELL = 27  # lines
 MOST_CELLS, MOST_WORDS, MOST_VERDICTS = 45, 2_200, 2
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<>\\})\]-])/(?:[A-Za-z][\w.-]*/)+")
@@ -52,18 +48,15 @@ def parsed(source):
 def test_title_question_and_aims_come_first(stem):
     text = prose(stem)
     assert re.match(rf"# {stem[:2]} · .+\n\n\*\*.+\?\*\*", text)
-    table = "| teaches | minutes |" if stem in FIRST_EDITION else "| minutes | builds on |"
-    assert "you can**" in text and table in text
+    assert "you can**" in text and "| minutes | builds on |" in text
 
 
-@pytest.mark.parametrize("stem", REWRITTEN)
 def test_ledger_items_are_in_the_metadata_and_not_in_the_text(stem):
     items = [item for cell in read(stem).cells for item in cell.metadata.get("ledger", [])]
     assert items and all(re.fullmatch(r"L([1-9]|[12]\d|30)", item) for item in items)
     assert not re.search(r"\bL\d+\b|\blecture\b", prose(stem))
 
 
-@pytest.mark.parametrize("stem", REWRITTEN)
 def test_it_is_short_and_prints_numbers(stem):
     assert len(read(stem).cells) <= MOST_CELLS
     texts = [c for c in cells(stem, "markdown") if "badge" not in c.metadata.get("tags", [])]
@@ -78,7 +71,6 @@ def test_it_is_short_and_prints_numbers(stem):
     assert len(verdicts) <= MOST_VERDICTS
 
 
-@pytest.mark.parametrize("stem", REWRITTEN)
 def test_somebody_asks_and_assertions_are_apart(stem):
     assert "> **People ask:**" in prose(stem)
     checks = tagged(stem, "check")
@@ -89,7 +81,6 @@ def test_somebody_asks_and_assertions_are_apart(stem):
     assert not any(cell.outputs for cell in checks)
 
 
-@pytest.mark.parametrize("stem", REWRITTEN)
 def test_every_figure_has_a_text_for_those_who_cannot_see_it(stem):
     for cell in cells(stem, "code"):
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
@@ -105,7 +96,6 @@ def test_every_notebook_has_the_same_setup_cell(stem):
 def test_there_are_predictions_and_an_end(stem):
     text = prose(stem)
     assert text.count("*Predict: ") >= 3
-    assert ("## The theory, checked" in text) == (stem in FIRST_EDITION)
     assert "## Recap" in text and "## Check yourself" in text and "## References" in text
     assert text.count("<details><summary>answer</summary>") == text.count("</details>") == 3
 
@@ -130,7 +120,7 @@ def test_the_notebooks_are_quick():
     table = ROOT / "tests" / "benchmarks" / "notebook_seconds.json"
     seconds = json.loads(table.read_text(encoding="utf-8"))
     assert list(seconds) == list(NOTEBOOKS)
-    for stem in REWRITTEN:
+    for stem in NOTEBOOKS:
         assert seconds[stem] <= (90 if stem[:2] in ("08", "12", "14") else 45), stem
     assert sum(seconds.values()) <= 14 * 60
 
@@ -188,9 +178,7 @@ def test_there_are_a_few_exercises_and_each_answer_is_used(stem):
     code = cells(stem, "code")
     checked = [CHECK.findall(cell.source) for cell in code]
     names = [name for found in checked for name in found]
-    fewest = 2
-    if stem == "00_start_here":
-        fewest = 0 if stem in FIRST_EDITION else 1
+    fewest = 1 if stem == "00_start_here" else 2
     assert fewest <= len([name for name in names if not name.startswith("repair_")]) <= 4
     assert names == [name for name in exercises.names() if _EXERCISES[name].notebook == stem[:2]]
     for i, found in enumerate(checked):
