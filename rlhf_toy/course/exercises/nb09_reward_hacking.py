@@ -74,7 +74,7 @@ _ATTACK_MISTAKES = (
             "You count errors of both signs. Which sign does a policy exploit?",
             lambda proxy, true, ref, floor: attack((proxy - true).abs(), 0 * true, ref, floor)),
     Mistake("floor ignored",
-            "You also search reviews below the floor. How can they never be the maximum?",
+            "You also search reviews below the floor. Which value can never be the maximum?",
             lambda proxy, true, ref, floor: attack(proxy, true, ref, 0.0)),
     Mistake("zero for rare ones",
             "You set the error of rare reviews to 0. What if all others are underrated, below 0?",
