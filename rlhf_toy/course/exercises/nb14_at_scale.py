@@ -56,8 +56,7 @@ _BACKUP = Exercise(
         ),
         Mistake(
             "log Z",
-            "Your result is in nats, log Z, and rewards are in logits. What turns one into the "
-            "other?",
+            "Your result is log Z, in nats. Rewards are in logits: what turns one into the other?",
             lambda V, succ, r, ref, beta: automaton_backup(V, succ, r, ref, beta) / beta,
         ),
         Mistake(
@@ -97,13 +96,7 @@ def kl_estimate(
     logps: Tensor, best_logps: Tensor, tokens: Tensor, mask: Tensor, full: bool
 ) -> tuple[Tensor, Tensor]:
     """Return an estimate of KL(π ‖ π*) from B responses, and its standard error."""
-    log_ratios = logps - best_logps
-    if full:
-        terms = (logps.exp() * log_ratios).sum(-1)
-    else:
-        terms = log_ratios.gather(-1, tokens[..., None])[..., 0]
-    sums = (terms * mask).sum(1)
-    return sums.mean(), sums.std() / len(sums) ** 0.5
+    return _summary(_terms(logps, best_logps, tokens, mask, full).sum(1))
 
 
 def _summary(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,8 +146,8 @@ _KL = Exercise(
         ),
         Mistake(
             "mean over tokens",
-            "You average over the tokens of a response, so a long response may be twice as far "
-            "from π* at the same price. How do the log-ratios of tokens make that of a response?",
+            "You average over the tokens of a response. Its log-probability is a sum over its "
+            "tokens. What does that make of its log-ratio?",
             lambda *args: _summary(_terms(*args).sum(1) / args[3].sum(1)),
         ),
         Mistake(
@@ -178,10 +171,17 @@ _KL = Exercise(
         Mistake(
             "the optimum's weights",
             "You weight the tokens by π*. In KL(π ‖ π*), over whose tokens is the average?",
-            lambda p, best, tokens, mask, full: _summary(
-                ((best.exp() * (p - best)).sum(-1) * mask).sum(1)
-                if full
-                else _terms(p, best, tokens, mask, full).sum(1)
+            lambda p, best, *rest: _summary(
+                (-_terms(best, p, *rest) if rest[-1] else _terms(p, best, *rest)).sum(1)
+            ),
+        ),
+        Mistake(
+            "tokens independent",
+            "Your estimate is right, but its error treats the tokens of a response as independent "
+            "draws. Which numbers are independent here?",
+            lambda *args: (
+                _terms(*args).sum(1).mean(),
+                _terms(*args)[args[3]].std() * args[3].sum() ** 0.5 / len(args[3]),
             ),
         ),
     ),

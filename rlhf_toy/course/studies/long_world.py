@@ -73,10 +73,13 @@ PPO_ARMS: dict[str, dict[str, Any]] = {
     "PPO, no critic": {"use_critic": False},
     "PPO, no KL": {},
 }
-# GRPO as in its paper. The mean over the tokens of each response is the field's 1/|o|.
+# GRPO as in its paper, and RLOO with one or another part of it. The mean over the tokens of each
+# response is the field's 1/|o|.
 GROUP_ARMS: dict[str, dict[str, Any]] = {
     **{f"RLOO, G = {G}": {"num_generations": G} for G in (2, 4, 16)},
     "RLOO, G = 4, mean per response": {"aggregate": "response_mean"},
+    "RLOO, G = 4, k3 in the loss": {"kl": "k3_loss", "kl_level": "token"},
+    "GRPO, G = 4, KL in the reward": {"advantage": "grpo"},
     "GRPO, G = 4": {
         "advantage": "grpo",
         "kl": "k3_loss",
@@ -87,6 +90,8 @@ GROUP_ARMS: dict[str, dict[str, Any]] = {
 NETWORK_ARMS: dict[str, dict[str, int]] = {
     "PPO, 16 wide": {"n_embd": 16},
     "PPO, 128 wide": {"n_embd": 128},
+    "PPO, rate 0.01": {},
+    "PPO, 16 wide, rate 0.01": {"n_embd": 16},
 }
 PAIR_ARMS = ("DPO", "PPO, learned reward", "PPO, learned reward, no KL")
 TICKS = (2, 5, 10, 20, 50, 100)  # of the figure, in %
@@ -156,6 +161,8 @@ def train(
         trainer, settings = train_policy_gradient, replace(GROUPS, **GROUP_ARMS[arm])
     else:
         trainer, settings = train_ppo, replace(PPO, **PPO_ARMS.get(arm, {}))
+    if arm.endswith("rate 0.01"):
+        settings = replace(settings, learning_rate=0.01)
     if arm.endswith("no KL"):
         settings = replace(settings, beta=NO_KL)
     return trainer(world, reference, reward, settings, seed, **common)[0]

@@ -138,6 +138,11 @@ def kl_by_the_optimum(logps, best_logps, tokens, mask, full):
     return sums.mean(), sums.std() / len(sums) ** 0.5
 
 
+def kl_with_independent_tokens(logps, best_logps, tokens, mask, full):
+    terms = _terms(logps, best_logps, tokens, full)[mask]
+    return terms.sum() / len(tokens), len(terms) ** 0.5 * terms.std() / len(tokens)
+
+
 def kl_of_tokens_as_samples(logps, best_logps, tokens, mask, full):
     terms = _terms(logps, best_logps, tokens, full)[mask]
     return terms.sum() / len(tokens), terms.std() / len(terms) ** 0.5
@@ -162,6 +167,7 @@ WRONG = {
         (kl_with_spread, "standard deviation"),
         (kl_never_full, "full ignored"),
         (kl_by_the_optimum, "the optimum's weights"),
+        (kl_with_independent_tokens, "tokens independent"),
         (kl_of_tokens_as_samples, None),
     ],
 }

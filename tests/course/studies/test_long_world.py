@@ -101,8 +101,9 @@ def test_each_network_differs_in_one_size_and_all_start_at_the_reference(trained
         found = trained[-1]["start"].token_logps(prompts, responses)
         assert torch.allclose(found, expected, atol=1e-6)
     first = trained[0]["start"].config
-    for call, change in zip(trained, changes.values(), strict=True):
+    for call, (arm, change) in zip(trained, changes.items(), strict=True):
         assert call["start"].config == replace(first, **change)
+        assert call["settings"].learning_rate == (0.01 if "rate" in arm else 3e-3)
 
 
 def test_words_do_not_count_the_end():
