@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_toy.checks import check_type
 from rlhf_toy.envs import TextWorld, unwrap
@@ -25,6 +25,7 @@ try:
         AutoModelForCausalLM,
         GPT2Config,
         GPT2LMHeadModel,
+        GPT2Model,
         PreTrainedTokenizerFast,
         TrainerCallback,
     )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 END, PAD = "<end>", "<pad>"
+FORBIDDEN = -1e4  # a logit whose probability is 0 in float32
 
 
 class ToyConfig(GPT2Config):
@@ -52,40 +54,60 @@ class ToyConfig(GPT2Config):
         self.n_actions, self.vocabulary = n_actions, vocabulary
 
 
+class ToyBody(GPT2Model):
+    """GPT-2's body. A hidden state has two more entries: is there room for a word, or for none?"""
+
+    config_class = ToyConfig
+
+    def forward(self, input_ids: Tensor, past_key_values: Any = None, **options: Any) -> Any:
+        """As in `GPT2Model`."""
+        start = 0 if past_key_values is None else past_key_values.get_seq_length()
+        positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+        output = super().forward(input_ids, past_key_values=past_key_values, **options)
+        hidden = output.last_hidden_state
+        is_full = (positions >= self.config.n_positions - 2)[:, None].expand(*hidden.shape[:2], 1)
+        output.last_hidden_state = torch.cat([hidden, ~is_full, is_full], -1).to(hidden.dtype)
+        return output
+
+
+class ToyHead(nn.Module):
+    """The output layer: a linear layer whose weights are the embeddings, and fixed ones."""
+
+    bias = None
+
+    def __init__(self, config: ToyConfig, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.config, self.shared = config, (embedding,)  # a tuple: the weights stay the body's
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, n_embd + 2]; the last two columns forbid what cannot be written."""
+        weight = self.shared[0].weight
+        tokens = torch.arange(len(weight), device=weight.device)
+        forbidden = [tokens >= self.config.n_actions, tokens != self.config.eos_token_id]
+        return torch.cat([weight, FORBIDDEN * torch.stack(forbidden, 1).to(weight.dtype)], 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits [..., V] of hidden states [..., n_embd + 2]."""
+        return nn.functional.linear(hidden, self.weight)
+
+
 class ToyForCausalLM(GPT2LMHeadModel):
     """GPT-2 that writes a world's responses: prompt and pad tokens have probability 0.
 
     A sequence is a prompt's token and then the response. After as many words as the world allows,
     the end token has probability 1, so a response that was cut off has the same probability as in
-    the world, although it is followed by an end token here.
+    the world, although it is followed by an end token here. TRL multiplies the hidden states by the
+    output layer's weights without calling `forward`, so this is done in body and head.
     """
 
     config_class = ToyConfig
+    _tied_weights_keys: ClassVar[dict] = {}
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        past_key_values: Any = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **options: Any,
-    ) -> Any:
-        """As in `GPT2LMHeadModel`, with the logits of what cannot be written at their minimum."""
-        start = 0 if past_key_values is None else past_key_values.get_seq_length()
-        positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        output = super().forward(
-            input_ids, past_key_values=past_key_values, logits_to_keep=logits_to_keep, **options
-        )
-        tokens = torch.arange(self.config.vocab_size, device=input_ids.device)
-        is_full = positions[kept, None] >= self.config.n_positions - 2  # no word fits any more
-        allowed = torch.where(
-            is_full, tokens == self.config.eos_token_id, tokens < self.config.n_actions
-        )
-        output.logits = output.logits.masked_fill(~allowed, torch.finfo(output.logits.dtype).min)
-        if labels is not None:
-            output.loss = self.loss_function(output.logits, labels, self.config.vocab_size)
-        return output
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__(config)
+        self.transformer = ToyBody(config)
+        self.lm_head = ToyHead(config, self.transformer.wte)
 
 
 AutoConfig.register(ToyConfig.model_type, ToyConfig, exist_ok=True)

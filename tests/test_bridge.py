@@ -54,6 +54,24 @@ def read(tokenizer, prompts, responses):
     return tokenizer(texts, padding=True, return_tensors="pt")
 
 
+def test_trl_reads_the_same_probabilities_from_the_hidden_states(any_world):
+    utils = pytest.importorskip("trl.trainer.utils", exc_type=ImportError)
+    policy = sharp_policy(any_world)
+    model, tokenizer = to_hugging_face(policy, any_world)
+    utils.add_fused_lm_head(model)
+    drawn = sample(
+        policy, any_world, any_world.sample_prompts(50, make_generator(0)), make_generator(1)
+    )
+    inputs = read(tokenizer, *to_text(any_world, drawn.prompts, drawn.responses))
+    labels = inputs["input_ids"].where(inputs["attention_mask"].bool(), -100)
+    labels[:, 0] = -100  # the prompt
+    theirs = model(**inputs, labels=labels, fused_lm_head=True).log_probs.sum(1)
+    ours = policy.token_logps(drawn.prompts, drawn.responses).sum(1)
+    assert_close(theirs, ours, rtol=0, atol=1e-5)
+    (slope,) = torch.autograd.grad(theirs.sum(), model.transformer.wte.weight)
+    assert slope[: any_world.n_actions].abs().max() > 0.1
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_twin_gives_every_response_the_same_probability(any_world, seed):
     policy = sharp_policy(any_world, seed)

@@ -94,11 +94,11 @@ def test_kto_learns_from_single_responses(reference, pairs, folder):
     completions = [*rows["chosen"], *rows["rejected"]]
     labels = [True] * len(rows) + [False] * len(rows)
     data = Dataset.from_dict({"prompt": prompts, "completion": completions, "label": labels})
+    data = data.shuffle(seed=0)  # the trainer reads the rows in order
     settings = KTOConfig(beta=BETA, **common(folder, 100))
     data = {"train_dataset": data, "processing_class": tokenizer}
     KTOTrainer(model, frozen, settings, callbacks=[callback], **data).train()
-    rewards = [measure.reward for measure in callback.measures.values()]
-    assert rewards[-1] > callback.yardstick.reference_objective  # though far from the optimum
+    assert gaps(callback)[-1] < 0.7
 
 
 def online(trainer, config, folder, reference, steps, **settings):
