@@ -229,3 +229,7 @@ def test_an_annotator_of_ones_own_needs_only_a_probability():
     rewards = torch.zeros(5)
     assert AlwaysFirst().prefer(rewards, rewards, make_generator(0)).all()
     assert float(preference_ceiling(AlwaysFirst(), rewards, rewards)) == 1
+
+
+def test_by_default_a_response_of_reward_0_is_rated_in_the_middle_of_the_scale():
+    assert Rater(noise=0.0).rate(torch.zeros(3), make_generator(0)).tolist() == [5.0, 5.0, 5.0]

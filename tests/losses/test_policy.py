@@ -394,7 +394,8 @@ def test_losses_are_aggregated_as_named(aggregate, expected):
 
 def test_bad_weights_and_aggregates_are_refused():
     ones = torch.ones(3)
-    for weights in (-ones, 0 * ones, ones * torch.nan, ones * torch.inf):
+    one_negative = torch.cat([-ones[:1], 2 * ones[1:]])
+    for weights in (-ones, one_negative, 0 * ones, ones * torch.nan, ones * torch.inf):
         with pytest.raises(ValueError, match="weights must be finite, at least 0 and not all 0"):
             weighted_mean(ones, weights)
     with pytest.raises(ValueError, match="one shape"):

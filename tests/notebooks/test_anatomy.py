@@ -13,7 +13,7 @@ from rlhf_toy.course.exercises import _EXERCISES
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-LONGEST_CELL = 27  # lines
+LONGEST_CELL = 25  # lines
 MOST_CELLS, MOST_WORDS, MOST_VERDICTS = 45, 2_200, 2
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<>\\})\]-])/(?:[A-Za-z][\w.-]*/)+")
 CHECK = re.compile(r'exercises\.check\("(\w+)", \w+\)')

@@ -63,8 +63,8 @@ def test_slips_are_counted_as_the_world_counts_them(world, cost, feature):
     responses = world.all_responses[rows]
     prompts = torch.zeros(2000, dtype=torch.long)
     spec = world.world_spec
-    dearer = WordMDP(replace(spec, **{cost: getattr(spec, cost) + 1}))
-    counts = world.response_rewards(prompts, responses) - dearer.response_rewards(
+    costlier = WordMDP(replace(spec, **{cost: getattr(spec, cost) + 1}))
+    counts = world.response_rewards(prompts, responses) - costlier.response_rewards(
         prompts, responses
     )
     column = response_features(world, responses)[:, feature_names(world).index(feature)]
