@@ -17,12 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.version import Version
+
 from rlhf_toy.course.commands.usage import UsageError
 
 if TYPE_CHECKING:
     from rlhf_toy.envs import TextWorld
     from rlhf_toy.models import PolicyModel
 
+OLDEST_TRL = Version("1.16")
 TEST_SHARE = 0.1
 SCRIPTS = ("train_dpo.py", "train_rloo.py")  # in rlhf_toy/course/exported
 
@@ -46,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder, whole or not at all.
 
     Raises:
-        UsageError: a folder that is not empty, an unknown world, a checkpoint that does not fit, or
-            the extra `bridge` is missing or too old. Nothing has been written then.
+        UsageError: a folder that is not empty, an option that cannot be used, a checkpoint that
+            does not fit, or the extra `bridge` is missing or too old. Nothing was written then.
     """
     from rlhf_toy.annotators import BradleyTerryAnnotator
     from rlhf_toy.course import exported
@@ -60,12 +63,17 @@ def run(args: argparse.Namespace) -> int:
         from rlhf_toy.bridge import to_dataset, to_hugging_face
 
         import_module("datasets")
+        is_old = Version(version("trl")) < OLDEST_TRL
     except ImportError:
         raise UsageError('export needs an extra: pip install "rlhf_toy[bridge]"') from None
+    if is_old:
+        raise UsageError(f"export needs trl {OLDEST_TRL} or newer, found {version('trl')}")
     if args.world not in WORLDS:
         raise UsageError(f"--world must be one of {', '.join(WORLDS)}, got {args.world!r}")
     if args.preferences < 10:
         raise UsageError(f"--preferences must be at least 10, got {args.preferences}")
+    if args.seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {args.seed}")
     target, world = _check_folder(args.folder), make_world(args.world)
     policy = _read_policy(args.policy, world) if args.policy else None
     if policy is None:

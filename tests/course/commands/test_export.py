@@ -11,6 +11,7 @@ pytest.importorskip("trl")
 
 from rlhf_toy.__main__ import main
 from rlhf_toy.bridge import from_hugging_face
+from rlhf_toy.course.commands import export
 from rlhf_toy.course.worlds import make_world
 from rlhf_toy.sft import SFTSettings, train_reference
 
@@ -84,6 +85,7 @@ def test_what_cannot_work_is_refused_before_any_work(trained, tmp_path, capsys):
     assert "cannot be created" in refused([tmp_path / "no" / "where"], capsys)
     assert "--world" in refused([new, "--world", "nowhere"], capsys)
     assert "--preferences" in refused([new, "--preferences", "3"], capsys)
+    assert "--seed" in refused([new, "--seed", "-1"], capsys)
     assert "another world" in refused([new, "--world", "reviews", *policy], capsys)
     assert "checkpoint" in refused([new, "--policy", full / "mine.txt"], capsys)
     assert "--policy" in refused([new, "--policy", tmp_path / "nothing.ck"], capsys)
@@ -94,3 +96,8 @@ def test_what_cannot_work_is_refused_before_any_work(trained, tmp_path, capsys):
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rlhf_toy.bridge", None)
     assert "rlhf_toy[bridge]" in refused([tmp_path / "new"], capsys)
+
+
+def test_a_trl_that_is_too_old_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "version", lambda name: "1.9")
+    assert "needs trl 1.16 or newer, found 1.9" in refused([tmp_path / "new"], capsys)
