@@ -45,9 +45,8 @@ class ToyConfig(GPT2Config):
     """GPT-2's configuration; only the first `n_actions` tokens are ever written, or the end."""
 
     model_type = "rlhf_toy"
-    auto_map: ClassVar[
-        dict
-    ] = {}  # TRL looks for it in the configuration of any model that it loads
+    # TRL looks for it in the configuration of every model that it loads.
+    auto_map: ClassVar[dict] = {}
 
     def __init__(self, n_actions: int = 1, vocabulary: str = "", **sizes: Any) -> None:
         super().__init__(**sizes)
