@@ -108,7 +108,7 @@ def fixed_point(
         return _speed(*gradient(logits))[0] - AT_REST
 
     distance_from_rest.terminal = True
-    start = start_logps.double().numpy().ravel()
+    start = start_logps.numpy().ravel()
     options = {"method": "BDF", "rtol": 1e-4, "atol": 1e-4, "jac": jacobian}
     flow = solve_ivp(velocity, (0.0, LONGEST), start, events=distance_from_rest, **options)
     n, logps = gradient(flow.y[:, -1])
