@@ -52,36 +52,80 @@ class GPTConfig:
         return cls(*ids, world.vocabulary, **sizes)
 
 
+SHARE_UP_TO = 8  # positions of a sequence up to which equal beginnings are read once
+
+
 class KVCache:
-    """Keys and values [B, heads, positions, d] that a layer keeps of the positions it has read.
+    """Keys and values [B, positions, heads, d] that a layer keeps of the positions it has read.
 
     The first `append` makes room for all positions to come, `room` in all; later ones copy nothing.
     """
 
+    mask = None  # a new position looks at all that went before
+
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
-        self.keys, self.values, self.room, self.length = keys, values, room, keys.shape[2]
+        self.keys, self.values, self.room, self.length = keys, values, room, keys.shape[1]
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, rows: slice | Tensor) -> KVCache:
         """Return the cache of some rows; what is appended to it leaves this one as it is."""
-        keys, values = self.keys[rows], self.values[rows]
-        return KVCache(keys[:, :, : self.length], values[:, :, : self.length], self.room)
+        return KVCache(self.keys[rows, : self.length], self.values[rows, : self.length], self.room)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add further positions, and return the keys and values of all."""
-        start, self.length = self.length, self.length + keys.shape[2]
-        if self.length > self.keys.shape[2]:
-            more = (0, 0, 0, self.room - start)  # of the second-to-last dimension
+        start, self.length = self.length, self.length + keys.shape[1]
+        if self.length > self.keys.shape[1]:
+            more = (0, 0, 0, 0, 0, self.room - start)  # of the third dimension from the end
             self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        self.keys[:, start : self.length] = keys
+        self.values[:, start : self.length] = values
+        return self.keys[:, : self.length], self.values[:, : self.length]
 
 
 # What each layer keeps of the tokens read so far: a GPT's keys and values, a table's states [B, 2].
 Cache = list[KVCache | Tensor]
+
+
+class Prefixes:
+    """The N different beginnings of some sequences, each of which a GPT has to read only once.
+
+    What it makes of a position depends on the tokens up to there and on nothing else, and short
+    sequences begin alike. Attention sees each beginning as one new position whose cache is the
+    shorter ones. Pads count as one.
+
+    Args:
+        tokens: [B, T] token ids.
+        pad_token: what follows the end of a sequence.
+
+    Attributes:
+        index: [B, T] the beginning that ends at each position.
+        tokens, positions: [N, 1] its last token, and where it is.
+    """
+
+    def __init__(self, tokens: Tensor, pad_token: int) -> None:
+        n, keys, columns, base = 0, torch.zeros_like(tokens[:, 0]), [], tokens.max() + 1
+        for column in tokens.T:
+            keys = (keys * base + column).masked_fill(column == pad_token, -1)
+            found, keys = keys.unique(return_inverse=True)
+            columns.append(keys + n)
+            n += len(found)
+        self.index = torch.stack(columns, dim=1)
+        places = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
+        place = torch.empty(n, dtype=torch.long, device=tokens.device)
+        place.scatter_(0, self.index.flatten(), places.flatten())  # any of the equal ones
+        rows, self.positions = place // tokens.shape[1], (place % tokens.shape[1])[:, None]
+        self.tokens = tokens[rows].gather(1, self.positions)
+        self.before = self.index[rows]  # [N, T] the beginnings of each beginning, and later ones
+        self.mask = places[0] <= self.positions  # [N, T] without the later ones
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each beginning may look at: twice [N, 1, heads, d] → [N, T, heads, d]."""
+        return tuple(
+            F.embedding(self.before, part.flatten(1)).unflatten(2, part.shape[2:])
+            for part in (keys, values)
+        )
 
 
 class Attention(nn.Module):
@@ -96,13 +140,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
         """Attend: x [B, T, C] → [B, T, C], and the cache; T = 1 with that of the past."""
         B, T, C = x.shape
-        heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d]
-        # With a cache there is one new position, and it may look at all that went before.
-        keys, values = (k, v) if past is None else past.append(k, v)
-        y = F.scaled_dot_product_attention(q, keys, values, is_causal=past is None)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return y, KVCache(k, v, self.n_positions) if past is None else past
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
+        if past is None:
+            heads = (part.transpose(1, 2) for part in (q, k, v))  # each [B, heads, T, d]
+            y = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
+        else:  # for one new position, sums are faster than the function for many
+            keys, values = past.append(k, v)  # each [B, t, heads, d]
+            scores = (q * keys).sum(-1) / q.shape[-1] ** 0.5
+            if past.mask is not None:
+                scores = scores.masked_fill(~past.mask[..., None], -torch.inf)
+            y = (scores.softmax(1)[..., None] * values).sum(1)
+        present = KVCache(k, v, self.n_positions) if past is None else past
+        return self.c_proj(y.reshape(B, T, C)), present
 
 
 class Block(nn.Module):
@@ -129,6 +178,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.pad_token = config.n_actions
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -136,6 +186,13 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
         """Read token ids [B, T], T = 1 with a cache: return [B, T, n_embd] and the next cache."""
+        if past is None and 1 < tokens.shape[1] <= SHARE_UP_TO:
+            seen = Prefixes(tokens, self.pad_token)
+            x = self.wte(seen.tokens) + self.wpe(seen.positions)
+            for block in self.h:
+                x, _ = block(x, seen)
+            hidden = F.embedding(seen.index, self.ln_f(x)[:, 0])
+            return hidden.masked_fill((tokens == self.pad_token)[..., None], 0.0), []
         start = 0 if past is None else past[0].length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)
@@ -183,6 +240,13 @@ class _Model(_Module):
         """Return the tokens [B, T + 1] that the body reads: the prompts', then the responses."""
         return torch.cat([prompts[:, None] + self.config.n_actions + 1, responses], dim=1)
 
+    def states(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """Return what the body reads for s_0 … s_{T-1}: [B, T]. Nothing is written after the end."""
+        tokens = self.sequence(prompts, responses[:, :-1])
+        if self.end_token is not None:
+            tokens = tokens.masked_fill(tokens == self.end_token, self.config.n_actions)
+        return tokens
+
 
 class _Policy(_Module):
     """What every policy over a world's words can do, given `forward` and `next_logits`."""
@@ -219,7 +283,7 @@ class PolicyModel(_Model, _Policy):
 
         Entry t is for y_{t+1} in the state s_t. Responses are padded after their end.
         """
-        hidden, _ = self.body(self.sequence(prompts, responses[:, :-1]))
+        hidden, _ = self.body(self.states(prompts, responses))
         return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -340,7 +404,7 @@ class ResidualPolicy(_Policy):
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Return the logits of every token, as `PolicyModel.forward`: [B], [B, T] → [B, T, A]."""
-        hidden, _ = self.body(self.net.sequence(prompts, responses[:, :-1]))
+        hidden, _ = self.body(self.net.states(prompts, responses))
         return self.reference(prompts, responses) + self.net.head(hidden)
 
     def next_logits(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
@@ -377,7 +441,7 @@ class ValueModel(_HeadedModel):
 
         Entry t is V(s_t), before y_{t+1}; entries after the end mean nothing.
         """
-        hidden, _ = self.body(self.sequence(prompts, responses[:, :-1]))
+        hidden, _ = self.body(self.states(prompts, responses))
         return self.head(hidden)[..., 0]
 
 

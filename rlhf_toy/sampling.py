@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_toy import checks
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
-from rlhf_toy.models import Policy, check_fits
+from rlhf_toy.models import SHARE_UP_TO, Policy, check_fits
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,18 @@ def sample(
     world = unwrap(world)
     check_fits(policy, world)
     checks.check_generator(generator, policy.device)
-    columns = []
+    columns, is_short = [], world.max_length < SHARE_UP_TO
     with torch.inference_mode():
-        tokens, past = world.prompt_tokens(prompts, dim=1), None
+        # `latest` are the tokens to read next, and `rows` says which of them each response needs:
+        # short responses that begin alike are read once.
+        latest, past = world.prompt_tokens(prompts, dim=1), None
+        rows = torch.arange(len(prompts), device=prompts.device)
+        if is_short:
+            latest, rows = latest.unique(return_inverse=True)
         over = torch.zeros_like(prompts, dtype=torch.bool)
         for _ in range(world.max_length):
-            logits, past = policy.next_logits(tokens, past)
-            logps = logits.log_softmax(-1)  # [B, A]
+            logits, past = policy.next_logits(latest, past)
+            logps = logits.log_softmax(-1)[rows]  # [B, A]
             # What `multinomial` draws, without its checks, which wait for the device.
             races = torch.empty_like(logps).exponential_(generator=generator)
             action = token = (logps.exp() / races).argmax(-1)
@@ -116,6 +121,11 @@ def sample(
             columns.append((action, tokens, logp, ~over))
             if world.end_token is not None:
                 over = over | (tokens == world.end_token)
+            latest = tokens
+            if is_short:
+                pairs, rows = (rows * world.vocab_size + tokens).unique(return_inverse=True)
+                latest = pairs % world.vocab_size
+                past = [layer[pairs // world.vocab_size] for layer in past]
         drawn = [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
     # Clones of what inference mode made can be used where gradients are taken.
     return Rollout(prompts, *(x.clone() for x in drawn))

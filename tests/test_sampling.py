@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch.testing import assert_close
 
-from rlhf_toy.envs import SlipperyWordMDP
+from rlhf_toy.envs import SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import response_logps
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.sampling import Rollout, sample
@@ -41,9 +41,10 @@ def sample_without_cache(policy, world, prompts, generator):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["world", "bandit", "slippery"])
+@pytest.mark.parametrize("name", ["world", "bandit", "slippery", "long"])
 def test_sampling_with_a_cache_equals_sampling_without(world, bandit, name, scale):
-    env = {"world": world, "bandit": bandit, "slippery": SlipperyWordMDP(0.3, max_length=4)}[name]
+    slippery, long = SlipperyWordMDP(0.3, max_length=4), WordMDP(max_length=9)
+    env = {"world": world, "bandit": bandit, "slippery": slippery, "long": long}[name]
     policy = sharp_policy(env, scale=scale)
     prompts = env.sample_prompts(300, torch.Generator().manual_seed(1))
     rollout = sample(policy, env, prompts, torch.Generator().manual_seed(2))
