@@ -45,10 +45,10 @@ class RewardModelState(training.State):
     ) -> None:
         super().__init__(generator)
         rate, decay = settings.learning_rate, settings.weight_decay
-        self.model = model
+        self.model, trained = model, model.parameters()
         self.average = training.moving_average(model, settings.ema_decay)
         self.best = BestSoFar(model)  # the best average on the held-out pairs
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
 
 
 def pair_rewards(model: RewardModel, preferences: PreferenceDataset) -> Tensor:

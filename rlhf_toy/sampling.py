@@ -10,8 +10,9 @@ from torch import Tensor
 
 from rlhf_toy import checks
 from rlhf_toy.envs import TextWorld, unwrap
+from rlhf_toy.gpt import SHARE_UP_TO
 from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
-from rlhf_toy.models import SHARE_UP_TO, Policy, check_fits
+from rlhf_toy.models import Policy, check_fits
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,6 @@ class Rollout:
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Return some of the rows, by a slice, a mask or indices."""
         return type(self)(*(tensor[rows] for tensor in vars(self).values()))
-
-    def distinct(self) -> tuple[Rollout, Tensor]:
-        """Return each different row once, U of them, and which of them each row was: [B]."""
-        rows = torch.cat([self.prompts[:, None], self.actions, self.responses], dim=1)
-        _, index, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
-        places = torch.arange(len(rows), device=rows.device)
-        first = torch.empty_like(counts)  # "amin" makes the choice among equal rows reproducible
-        first.scatter_reduce_(0, index, places, "amin", include_self=False)
-        return self[first], index
 
     def metrics(
         self, scores: Tensor, ref_logps: Tensor, beta: float, weights: Tensor | None = None

@@ -7,15 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_toy import models
+from rlhf_toy import gpt
 from rlhf_toy.envs import WordMDP
 from rlhf_toy.envs.text_world import response_mask
 from rlhf_toy.exact import response_logps, state_logps
 from rlhf_toy.models import (
     GPTConfig,
-    KVCache,
     PolicyModel,
-    Prefixes,
     ResidualPolicy,
     RewardModel,
     TablePolicy,
@@ -306,6 +304,21 @@ def test_the_network_of_a_residual_policy_comes_from_the_generator(world, policy
     assert one.device == policy.device
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_reading_each_beginning_once_changes_neither_outputs_nor_gradients(
+    world, kind, monkeypatch
+):
+    rows = some_responses(world, n=200)
+    found = []
+    for limit in (gpt.SHARE_UP_TO, 0):
+        monkeypatch.setattr(gpt, "SHARE_UP_TO", limit)
+        model = make_model(kind, world)
+        values = only_real(world, rows[1], outputs(model, *rows))
+        (values**2).mean().backward()
+        found.append([values.detach(), *(weight.grad for weight in model.parameters())])
+    assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
 # Other devices: mixing CPU tensors with those of the device "meta", which compute nothing, fails.
 
 
@@ -331,50 +344,3 @@ def test_every_model_computes_where_its_weights_are():
             for _ in range(world.max_length - 1):
                 logits, past = model.next_logits(prompts, past)
             assert logits.shape == (4, world.n_actions) and logits.device.type == "meta"
-
-
-def test_every_beginning_is_read_once(world):
-    prompts, responses = some_responses(world, n=200)
-    tokens = torch.cat([world.prompt_tokens(prompts)[:, None], responses], dim=1)
-    found = Prefixes(tokens, world.pad_token)
-    until_pad = {
-        tuple(row[: t + 1])
-        for row in tokens.tolist()
-        for t, token in enumerate(row)
-        if token != world.pad_token
-    }
-    is_real = found.tokens != world.pad_token
-    assert int(is_real.sum()) == len(until_pad) < is_real.numel() <= len(until_pad) + len(tokens[0])
-    before = found.tokens[found.before][..., 0]  # [N, T]
-    rows = [tuple(row[keep].tolist()) for row, keep in zip(before, found.mask, strict=True)]
-    assert {row for row, real in zip(rows, is_real, strict=True) if real} == until_pad
-    assert torch.equal(found.tokens[found.index][..., 0], tokens)
-    assert torch.equal(found.positions[found.index][0, :, 0], torch.arange(tokens.shape[1]))
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_reading_each_beginning_once_changes_neither_outputs_nor_gradients(
-    world, kind, monkeypatch
-):
-    rows = some_responses(world, n=200)
-    found = []
-    for limit in (models.SHARE_UP_TO, 0):
-        monkeypatch.setattr(models, "SHARE_UP_TO", limit)
-        model = make_model(kind, world)
-        values = only_real(world, rows[1], outputs(model, *rows))
-        (values**2).mean().backward()
-        found.append([values.detach(), *(weight.grad for weight in model.parameters())])
-    assert_close(*found, rtol=1e-9, atol=1e-12)
-
-
-def test_what_is_appended_to_rows_of_a_cache_leaves_the_cache_as_it_is():
-    first = torch.arange(24.0).view(3, 2, 2, 2)  # two positions
-    cache = KVCache(first, -first, room=4)
-    one, other = cache[torch.tensor([2, 0])], cache[1:]
-    for added, branch in ((1.0, one), (2.0, other), (3.0, other)):
-        keys, values = branch.append(torch.full((2, 1, 2, 2), added), torch.zeros(2, 1, 2, 2))
-    assert (len(cache), cache.length, one.length, other.length) == (3, 2, 3, 4)
-    assert torch.equal(cache.keys, torch.arange(24.0).view(3, 2, 2, 2))
-    assert torch.equal(keys[:, :2], first[1:]) and torch.equal(values[:, :2], -first[1:])
-    assert (keys[:, 2] == 2).all() and (keys[:, 3] == 3).all()
-    assert torch.equal(one.keys[:, :2], first[[2, 0]]) and (one.keys[:, 2] == 1).all()

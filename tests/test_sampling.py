@@ -87,19 +87,6 @@ def test_after_the_end_there_are_only_pads_of_log_probability_0(world):
     assert (rollout.logps[rollout.mask] < 0).all()
 
 
-def test_distinct_keeps_one_row_of_each_and_says_where_the_others_went():
-    same = torch.tensor([[3, 1, 2], [0, 1, 2], [3, 1, 2], [3, 1, 0], [0, 1, 2]])
-    actions = torch.tensor([[1, 2], [1, 2], [1, 2], [1, 0], [2, 2]])
-    logps = torch.arange(5.0)[:, None].expand(5, 2)
-    rollout = Rollout(same[:, 0], actions, same[:, 1:], logps, actions > 0)
-    rows, index = rollout.distinct()
-    assert len(rows) == 4  # the first and the third are equal; the last differs in an action
-    assert index[0] == index[2] and len(index.unique()) == 4
-    for name in ("prompts", "actions", "responses"):
-        assert torch.equal(getattr(rows, name)[index], getattr(rollout, name))
-    assert rows.logps[index, 0].tolist() == [0, 1, 0, 3, 4]  # of equal rows, the first
-
-
 def test_samples_can_be_trained_on_and_touch_no_global_random_state(world):
     policy = sharp_policy(world)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()

@@ -24,6 +24,7 @@ LAYERS = (
     ("checks", "files"),
     ("checkpoints",),
     ("envs", "losses", "exact.bandit"),
+    ("gpt",),
     ("models",),
     ("sampling",),
     ("training", "annotators"),

@@ -140,7 +140,7 @@ class Contests:
         from rlhf_toy.bridge import to_dataset, to_hugging_face
 
         self.folder = folder
-        self.reference, _ = train_reference(WORLD, SFTSettings(steps=300), device="cpu")
+        self.reference, _ = train_reference(WORLD, SFTSettings(steps=100), device="cpu")
         annotator, generator = BradleyTerryAnnotator(), training.make_generator(1)
         self.pairs = collect_preferences(self.reference, WORLD, annotator, 5_000, generator)
         with torch.no_grad():
@@ -311,8 +311,9 @@ class Contests:
     def their_sampling(self) -> Callable[[], object]:
         model, prompts = self.twin()[0], WORLD.sample_prompts(RESPONSES, training.make_generator(0))
         tokens = WORLD.prompt_tokens(prompts)[:, None]
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         settings = {"do_sample": True, "top_k": 0, "max_new_tokens": WORLD.max_length}
-        return partial(model.generate, tokens, torch.ones_like(tokens), **settings)
+        return partial(model.generate, **inputs, **settings)
 
 
 METHODS = {  # our settings of what TRL's trainers do
