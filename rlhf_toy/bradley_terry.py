@@ -36,7 +36,8 @@ def fit_bradley_terry(
         TypeError: indices, a number of items or a penalty of the wrong kind.
         ValueError: indices that are not items, no comparison, a negative penalty; or, without a
             penalty, data whose likelihood has no finite maximum: some group of items never lost to
-            the rest, or was never compared with it (Ford 1957).
+            the rest, or was never compared with it (Ford 1957); or a penalty so small beside the
+            data that float64 cannot resolve what it decides.
     """
     check_count("n_items", n_items)
     check_number("l2", l2, low=0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_toy import checks
 from rlhf_toy.envs import TextWorld, unwrap
 from rlhf_toy.gpt import SHARE_UP_TO
-from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
+from rlhf_toy.losses import approx_kl, masked_mean
 from rlhf_toy.models import Policy, check_fits
 
 
@@ -32,22 +32,18 @@ class Rollout:
         """Return some of the rows, by a slice, a mask or indices."""
         return type(self)(*(tensor[rows] for tensor in vars(self).values()))
 
-    def metrics(
-        self, scores: Tensor, ref_logps: Tensor, beta: float, weights: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def metrics(self, scores: Tensor, ref_logps: Tensor, beta: float) -> dict[str, Tensor]:
         """Return what the samples say of the policy that drew them, under the field's names.
 
         Args:
             scores: [B] rewards of the responses.
             ref_logps: [B, T] log π_ref of each token.
             beta: KL weight.
-            weights: [B] weights of the responses.
         """
-        kl = weighted_mean(approx_kl(self.logps, ref_logps).sum(1), weights)
-        score = weighted_mean(scores, weights)
+        kl, score = approx_kl(self.logps, ref_logps).sum(1).mean(), scores.mean()
         return {
             "objective/kl": kl,
-            "objective/entropy": -weighted_mean(self.logps.sum(1), weights),
+            "objective/entropy": -self.logps.sum(1).mean(),
             "objective/scores": score,
             "objective/non_score_reward": -beta * kl,
             "objective/rlhf_reward": score - beta * kl,
