@@ -1,4 +1,4 @@
-"""The body of the small GPT: its sizes, attention and blocks, and how it reads little twice.
+"""The body of the small GPT: its sizes, attention and blocks, and what it need not read twice.
 
 The architecture is GPT-2's (pre-norm blocks, learned positions, tanh GELU), at a size that trains
 on a laptop in seconds.
@@ -117,6 +117,9 @@ class Prefixes:
         )
 
 
+Past = KVCache | Prefixes | None  # what new positions may look at; None: the earlier of themselves
+
+
 class Attention(nn.Module):
     """Causal self-attention over all heads."""
 
@@ -126,7 +129,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
+    def forward(self, x: Tensor, past: Past) -> tuple[Tensor, KVCache | Prefixes]:
         """Attend: x [B, T, C] → [B, T, C], and the cache; T = 1 with that of the past."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
@@ -154,7 +157,7 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
+    def forward(self, x: Tensor, past: Past) -> tuple[Tensor, KVCache | Prefixes]:
         """Apply the block: x [B, T, C] → [B, T, C], and the cache as in `Attention`."""
         attended, present = self.attn(self.ln_1(x), past)
         x = x + attended
@@ -174,7 +177,10 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
 
     def forward(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Read token ids [B, T], T = 1 with a cache: return [B, T, n_embd] and the next cache."""
+        """Read token ids [B, T], T = 1 with a cache: return [B, T, n_embd] and the next cache.
+
+        Short sequences of more than one token come without a cache, and with zeros at the pads.
+        """
         if past is None and 1 < tokens.shape[1] <= SHARE_UP_TO:
             seen = Prefixes(tokens, self.pad_token)
             x = self.wte(seen.tokens) + self.wpe(seen.positions)
