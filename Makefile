@@ -19,7 +19,7 @@ NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --
 # JupyterLab in a real browser; where there is no Chromium the tests say so and are skipped.
 BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
 
-.PHONY: help course test lab notebooks figures lint test-colab test-browser test-bridge mutants clean
+.PHONY: help course test lab notebooks figures lint test-colab test-browser test-bridge bench mutants clean
 
 help:
 	@echo "make course      run all notebooks into a browsable HTML folder"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
 	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
 	@echo "make test-bridge  TRL's trainers against the exact optimum, and several processes"
+	@echo "make bench       our speed beside that of TRL, transformers and choix"
 	@echo "make mutants     make small faults in the core and count those that no test notices"
 	@echo "make notebooks   run all notebooks and save their outputs in them"
 	@echo "make figures     draw the figures again"
@@ -71,6 +72,10 @@ test-colab: $(VENV_COLAB)/stamp
 # The tests that train with TRL take minutes; the quick ones of tests/bridge are unit tests.
 test-bridge: $(VENV)/stamp
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/test_bridge.py tests/bridge
+
+# Speeds of this machine, side by side: ten minutes in which nothing else should run.
+bench: $(VENV)/stamp
+	$(VENV)/bin/python tests/benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis
