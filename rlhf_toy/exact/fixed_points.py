@@ -110,9 +110,7 @@ def fixed_point(
     distance_from_rest.terminal = True
     end = start_logps.numpy().ravel()
     options = {"method": "BDF", "rtol": 1e-4, "atol": 1e-4, "jac": jacobian}
-    if (
-        distance_from_rest(0.0, end) > 0
-    ):  # the event is a change of sign, so not for a start at rest
+    if distance_from_rest(0.0, end) > 0:  # the event is a change of sign, and there is none at rest
         flow = solve_ivp(velocity, (0.0, LONGEST), end, events=distance_from_rest, **options)
         end = flow.y[:, -1]
     n, logps = gradient(end)
