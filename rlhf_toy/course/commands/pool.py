@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import zipfile
 from collections import Counter
@@ -71,7 +72,10 @@ def run(args: argparse.Namespace) -> int:
 
     output = check_writable("--output", args.output)
     with tempfile.TemporaryDirectory() as unpacked:
-        files = _find(args.paths, Path(unpacked))
+        try:
+            files = _find(args.paths, Path(unpacked))
+        except OSError as error:
+            raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from None
         folders = [path.resolve() for path in args.paths if path.is_dir()]
         if output in files or any(output.is_relative_to(folder) for folder in folders):
             problem = "is, or would be taken for, a student's file; give one in another folder"
@@ -116,10 +120,10 @@ def _find(paths: list[Path], unpacked: Path) -> dict[Path, str]:
     """
     found = {}  # by what remains of their paths below the given folder
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             inside = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", ".zip"))
             files = [(p.relative_to(path), p) for p in inside if p.is_file()]
-        elif path.is_file() and path.suffix in (".jsonl", ".zip"):
+        elif os.path.isfile(path) and path.suffix in (".jsonl", ".zip"):
             files = [(Path(path.absolute().parent.name, path.name), path)]
         else:
             raise UsageError(f"{path} is not a folder, a .jsonl file or a .zip file")
@@ -136,7 +140,8 @@ def _find(paths: list[Path], unpacked: Path) -> dict[Path, str]:
             continue
         file, label = (p.with_name(p.name.replace(".ties.jsonl", ".jsonl")) for p in (file, label))
         is_usual = label.stem == USUAL_NAME and label.parent != Path()
-        students[file] = str(label.parent if is_usual else label.with_suffix(""))
+        name = str(label.parent if is_usual else label.with_suffix(""))
+        students[file] = os.fsencode(name).decode("utf-8", "replace")  # of an old zip file
     if not students:
         raise UsageError(f"no .jsonl file in {', '.join(map(str, paths))}")
     return students

@@ -14,13 +14,19 @@ import pkgutil
 import textwrap
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from rlhf_toy.checks import check_type, shown
 from rlhf_toy.course import record
 from rlhf_toy.course.exercises.grading import NOT_ATTEMPTED, RIGHT, Exercise, Verdict
 from rlhf_toy.course.exercises.grading import grade as _grade
 
-__all__ = ["Verdict", "check", "grade", "hint", "names", "progress", "solution"]
+if TYPE_CHECKING:
+    from rlhf_toy.course.widgets.prediction import Prediction, Reminder
+
+__all__ = [
+    "Verdict", "check", "grade", "hint", "names", "predict", "predicted", "progress", "solution",
+]  # fmt: skip
 
 _NOTEBOOKS = [
     import_module(f"{__name__}.{module.name}")
@@ -125,6 +131,25 @@ def progress() -> None:
             if exercise.notebook == notebook
         ]
         print(f"{notebook}   {'   '.join(states)}")
+
+
+def predict(name: str, question: str) -> Prediction:
+    """Ask for a prediction in a cell of its own; an empty one is fine.
+
+    Args:
+        name: under which the prediction is kept, such as "06 best beta".
+        question: what to predict.
+    """
+    from rlhf_toy.course.widgets.prediction import Prediction
+
+    return Prediction(name, question)
+
+
+def predicted(name: str) -> Reminder:
+    """Show what was predicted under this name, beside the result."""
+    from rlhf_toy.course.widgets.prediction import Reminder
+
+    return Reminder(name)
 
 
 def _state(name: str, saved: dict[str, str]) -> str:

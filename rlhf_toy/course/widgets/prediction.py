@@ -10,18 +10,20 @@ from rlhf_toy.checks import check_type
 from rlhf_toy.course import record
 from rlhf_toy.course.widgets.parts import InteractiveCell, labelled, say, words
 
+_asked: dict[str, Prediction] = {}  # in this session
+
 
 class Prediction(InteractiveCell):
-    """A line in which to write a prediction; `reminder` shows it beside the result.
+    """A question, and a line for what the reader predicts.
 
-    The prediction is kept when the line is left, and is there again after a restart of the kernel.
+    The prediction is kept when the line is left, and comes back after a restart of the kernel.
 
     Args:
         name: under which it is kept; no two predictions of the course have the same.
         question: what to predict.
 
     Attributes:
-        field: the line; an empty one is fine.
+        field: the line; it may stay empty.
 
     Raises:
         TypeError: the name or the question is not a string.
@@ -40,17 +42,23 @@ class Prediction(InteractiveCell):
         self.field.observe(
             lambda change: record.keep(record.PREDICTIONS, name, change["new"]), "value"
         )
-        static = f"<b>{html.escape(question)}</b> (Here you write down your prediction.)"
-        box = ipywidgets.VBox([ipywidgets.HTML(f"<b>{html.escape(question)}</b>"), self.field])
-        super().__init__(box, static)
+        asked = f"<b>{html.escape(question)}</b>"
+        static = f"{asked} (Here you write down your prediction.)"
+        super().__init__(ipywidgets.VBox([ipywidgets.HTML(asked), self.field]), static)
+        _asked[name] = self
 
-    def reminder(self) -> InteractiveCell:
-        """Return a cell that says what was predicted, and follows what is still changed."""
+
+class Reminder(InteractiveCell):
+    """What was predicted under a name; it follows what is written after it was shown."""
+
+    def __init__(self, name: str) -> None:
+        check_type("name", name, str, "a string")
+        field = (_asked.get(name) or Prediction(name, "")).field
         line = words()
 
         def follow(_: object = None) -> None:
-            say(line, f"Your prediction: {self.field.value.strip() or '(none)'}")
+            say(line, f"Your prediction: {field.value.strip() or '(none)'}")
 
-        self.field.observe(follow, "value")
+        field.observe(follow, "value")
         follow()
-        return InteractiveCell(ipywidgets.VBox([line]), "(Your prediction is shown here.)")
+        super().__init__(ipywidgets.VBox([line]), "(Your prediction is shown here.)")

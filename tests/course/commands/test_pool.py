@@ -219,7 +219,15 @@ def test_a_world_that_the_course_does_not_know_is_refused(tmp_path, capsys):
     assert "none has the key 'world'" in refused([tmp_path / "b", *arguments], capsys)
 
 
-@pytest.mark.parametrize("missing", ["empty", "nowhere", "a.txt"])
+def test_a_name_that_is_not_unicode_is_written_as_far_as_possible(submissions, tmp_path, capsys):
+    answer(submissions / "J\udcf6rg" / "my_preferences.jsonl")
+    output = tmp_path / "class.jsonl"
+    assert pool(submissions, "--names", "--output", output) == 0
+    assert "  J�rg: 15 answers" in capsys.readouterr().out
+    assert '"student": "J�rg"' in output.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("missing", ["empty", "nowhere", "a.txt", "n" * 300])
 def test_without_files_there_is_nothing_to_pool(missing, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").touch()

@@ -3,13 +3,14 @@
 import pytest
 
 from rlhf_toy.course import record
-from rlhf_toy.course.widgets import parts
-from rlhf_toy.course.widgets.prediction import Prediction
+from rlhf_toy.course.exercises import predict, predicted
+from rlhf_toy.course.widgets import parts, prediction
 
 
 @pytest.fixture(autouse=True)
 def own_record(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "FILE", tmp_path / "my_progress.json")
+    monkeypatch.setattr(prediction, "_asked", {})
     return record.FILE
 
 
@@ -18,19 +19,21 @@ def said(cell):
 
 
 def test_a_prediction_is_shown_beside_the_result_and_kept():
-    asked = Prediction("kl", "Does the KL keep rising?")
-    before = asked.reminder()
+    asked = predict("kl", "Does the KL keep rising?")
+    before = predicted("kl")
     assert "Your prediction: (none)" in said(before)
     asked.field.value = "no, it <turns>"
-    for reminder in (before, asked.reminder()):
+    for reminder in (before, predicted("kl")):
         assert "Your prediction: no, it &lt;turns&gt;" in said(reminder)
-    again = Prediction("kl", "Does the KL keep rising?")
-    assert again.field.value == "no, it <turns>"
-    assert Prediction("other", "And β?").field.value == ""
+    prediction._asked.clear()  # as after a restart of the kernel
+    assert "no, it &lt;turns&gt;" in said(predicted("kl"))  # the question's cell was not run
+    assert predict("kl", "Does the KL keep rising?").field.value == "no, it <turns>"
+    assert predict("other", "And β?").field.value == ""
 
 
 def test_without_a_prediction_nothing_is_written(own_record):
-    Prediction("kl", "Does the KL keep rising?").reminder()
+    predict("kl", "Does the KL keep rising?")
+    predicted("kl")
     assert not own_record.exists()
 
 
@@ -38,9 +41,9 @@ def test_the_saved_output_is_the_same_whatever_was_predicted(monkeypatch):
     shown = []
     monkeypatch.setattr(parts, "display", lambda data, raw: shown.append(data))
     for text in ("", "a secret"):
-        asked = Prediction("kl", "Is KL < 0 possible?")
+        asked = predict("kl", "Is KL < 0 possible?")
         asked.field.value = text
-        for cell in (asked, asked.reminder()):
+        for cell in (asked, predicted("kl")):
             cell._ipython_display_()
     outputs = [{k: v for k, v in data.items() if k != parts.WIDGET_VIEW} for data in shown]
     assert outputs[:2] == outputs[2:]
@@ -48,7 +51,9 @@ def test_the_saved_output_is_the_same_whatever_was_predicted(monkeypatch):
     assert "secret" not in str(outputs) and "image/png" not in outputs[0]
 
 
-@pytest.mark.parametrize("arguments", [(1, "q"), ("a", None)])
-def test_texts_are_expected(arguments):
-    with pytest.raises(TypeError, match="must be a string"):
-        Prediction(*arguments)
+@pytest.mark.parametrize("function", [predict, predicted])
+def test_texts_are_expected(function):
+    with pytest.raises(TypeError, match="name must be a string, got 1"):
+        function(*[1, "q"][: 2 if function is predict else 1])
+    with pytest.raises(TypeError, match="question must be a string, got None"):
+        predict("a", None)
