@@ -86,15 +86,12 @@ def answer_ten_pairs(student, code: str) -> None:
     expect(cell).to_contain_text("Every pair has been answered")
 
 
-def predict(student, name: str, asks: str, result: str) -> None:
+def predict(student, name: str, asks: str) -> None:
     """Writes a prediction; it is shown beside the result, and survives a new kernel."""
-
-    def fields():
-        field = student.cell(f'predict("{name}"').get_by_label("Your prediction:")
-        return field, student.cell(result).get_by_role("status").last
-
-    field, reminder = fields()
-    expect(student.cell(f'predict("{name}"')).to_contain_text(asks)
+    question, result = f'exercises.predict("{name}"', f'exercises.predicted("{name}")'
+    field = student.cell(question).get_by_label("Your prediction:")
+    reminder = student.cell(result).get_by_role("status").last
+    expect(student.cell(question)).to_contain_text(asks)
     expect(field).to_have_value("")
     expect(reminder).to_have_text("Your prediction: (none)")
     field.fill("about 0.7, I think")
@@ -102,9 +99,9 @@ def predict(student, name: str, asks: str, result: str) -> None:
     expect(reminder).to_have_text("Your prediction: about 0.7, I think")
     assert "0.7, I think" in (student.folder / "my_progress.json").read_text(encoding="utf-8")
     student.restart_kernel()
-    student.run_all()
-    field, reminder = fields()
+    student.run_cell(question)
     expect(field).to_have_value("about 0.7, I think")
+    student.run_cell(result, result)
     expect(reminder).to_have_text("Your prediction: about 0.7, I think")
 
 
@@ -231,9 +228,7 @@ def show_twice(student, code: str, change: Callable) -> None:
 USES: dict[str, list[Callable]] = {
     "00": [
         partial(answer_ten_pairs, code="HumanAnnotator("),
-        partial(
-            predict, name="00 accuracy", asks="Which accuracy", result="accuracy on fresh pairs"
-        ),
+        partial(predict, name="00 accuracy", asks="Which accuracy"),
     ],
     "01": [
         partial(move_sliders, code="RatersAndScales()"),
