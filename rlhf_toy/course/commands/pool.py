@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rlhf_toy.envs import WordMDP
 
 USUAL_NAME = "my_preferences"  # a student's file that is called so is named after its folder
-LARGEST = 10**7  # bytes of a file in a zip file
+LARGEST = 10**8  # bytes of the .jsonl files in a zip file
 SHOWN = 3  # reviews of each kind in the table
 
 
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
     preferences = sum(answer.verdict != TIE for _, answers in students for answer in answers)
     if len(students) < 2 or preferences < ENOUGH:
         raise UsageError(
-            f"{preferences} preferences of {len(students)} students are too few: at least {ENOUGH} "
-            "of at least 2 are needed"
+            f"too few answers: students {len(students)} (at least 2 are needed), preferences "
+            f"{preferences} (at least {ENOUGH})"
         )
     content = _dataset(students, world, args.names)
     if output.exists() and output.read_bytes() != content.encode():
@@ -153,13 +153,15 @@ def _unzip(path: Path, unpacked: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.filename.endswith(".jsonl"):
-                    if member.file_size > LARGEST:
-                        raise UsageError(f"{path}: {member.filename} is larger than 10 MB")
-                    archive.extract(member, folder)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: a password
-        raise UsageError(f"{path} cannot be unpacked: {error}") from None
+            members = [m for m in archive.infolist() if m.filename.endswith(".jsonl")]
+            size = sum(member.file_size for member in members)
+            if size > LARGEST:
+                raise ValueError(
+                    f"its answers have {size:,} bytes, at most {LARGEST:,} are allowed"
+                )
+            archive.extractall(folder, members)
+    except Exception as error:  # zipfile raises almost any type where the content is wrong
+        raise UsageError(f"{path} cannot be unpacked: {error!s:.200}") from None
     return folder
 
 
@@ -174,8 +176,11 @@ def _world(files: dict[Path, str]) -> WordMDP:
 
     named = Counter()
     for path in files:
-        with suppress(OSError, ValueError, TypeError, KeyError), open(path, "rb") as file:
-            named[str(json.loads(file.readline())["world"])] += 1
+        # What is wrong with a file is said when it is read in full.
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            with open(path, "rb") as file:
+                first = file.readline()
+            named[str(json.loads(first)["world"])] += 1
     if not named:
         raise ValueError("no file says which world its answers are from: none has the key 'world'")
     ((fingerprint, _),) = named.most_common(1)

@@ -166,17 +166,26 @@ def refused(arguments, capsys) -> str:
     return said.err
 
 
+def damage(path: Path) -> None:
+    """Changes a byte in the middle of the first file of a zip file."""
+    data = bytearray(path.read_bytes())
+    data[200] ^= 255
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: [path.unlink() for path in folder.rglob("*.jsonl")], "preferences of"),
+        (lambda folder: [path.unlink() for path in folder.rglob("*.jsonl")], "too few answers"),
         (
             lambda folder: (folder / "anna.jsonl").write_text('{"prompt": "film"}\n'),
             "anna.jsonl:1:",
         ),
         (lambda folder: (folder / "b.jsonl").write_bytes(b"\xff\n"), "b.jsonl:1: not JSON"),
         (lambda folder: (folder / "b.ties.jsonl").write_text("[]\n"), "b.ties.jsonl:1: expected a"),
+        (lambda folder: (folder / "b.jsonl").write_bytes(b"[" * 99_999), "b.jsonl:1: not a row"),
         (lambda folder: (folder / "b.zip").write_bytes(b"PK no"), "b.zip cannot be unpacked"),
+        (lambda folder: damage(folder / "zoe.zip"), "zoe.zip cannot be unpacked"),
         (lambda folder: (folder / "empty.jsonl").touch(), None),
         (
             lambda folder: answer(folder / "b.jsonl", world=WordMDP()),
@@ -201,11 +210,13 @@ def test_a_broken_line_in_a_zip_file_is_named(submissions, tmp_path, capsys):
     assert f"{submissions / 'bad.zip'}/my_preferences.jsonl:1: not JSON" in said
 
 
-def test_a_zip_bomb_is_not_unpacked(submissions, tmp_path, capsys):
+def test_a_zip_bomb_is_not_unpacked(submissions, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rlhf_toy.course.commands.pool.LARGEST", 5_000)
     with zipfile.ZipFile(submissions / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("my_preferences.jsonl", b" " * 10_000_001)
+        for name in "ab":
+            archive.writestr(f"{name}.jsonl", b" " * 3_000)
     said = refused([submissions, "--output", tmp_path / "class.jsonl"], capsys)
-    assert "bad.zip: my_preferences.jsonl is larger than 10 MB" in said
+    assert "bad.zip cannot be unpacked: its answers have 6,000 bytes" in said
 
 
 def test_a_world_that_the_course_does_not_know_is_refused(tmp_path, capsys):
@@ -238,12 +249,12 @@ def test_without_files_there_is_nothing_to_pool(missing, tmp_path, capsys):
 def test_too_few_answers_are_refused(tmp_path, capsys):
     output = ["--output", tmp_path / "class.jsonl"]
     answer(tmp_path / "class" / "a.jsonl", n=60)
-    assert "58 preferences of 1 students are too few" in refused(
+    assert "students 1 (at least 2 are needed), preferences 58" in refused(
         [tmp_path / "class", *output], capsys
     )
     answer(tmp_path / "few" / "a.jsonl", n=12)
     answer(tmp_path / "few" / "b.jsonl", n=11)
-    assert "19 preferences of 2 students are too few" in refused(
+    assert "students 2 (at least 2 are needed), preferences 19" in refused(
         [tmp_path / "few", *output], capsys
     )
     answer(tmp_path / "few" / "c.jsonl", n=3)

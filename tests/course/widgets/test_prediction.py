@@ -1,8 +1,10 @@
 """A prediction is asked for, kept, and shown beside the result."""
 
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from rlhf_toy.course import record
+from rlhf_toy.course.commands.course import drop_widgets
 from rlhf_toy.course.exercises import predict, predicted
 from rlhf_toy.course.widgets import parts, prediction
 
@@ -49,6 +51,14 @@ def test_the_saved_output_is_the_same_whatever_was_predicted(monkeypatch):
     assert outputs[:2] == outputs[2:]
     assert outputs[0]["text/html"].startswith("<b>Is KL &lt; 0 possible?</b>")
     assert "secret" not in str(outputs) and "image/png" not in outputs[0]
+
+
+def test_a_saved_notebook_keeps_the_question_without_the_widget():
+    data = {parts.WIDGET_VIEW: {}, "text/html": "<b>Is it?</b>", "text/plain": "<Prediction>"}
+    cell = new_code_cell(outputs=[new_output("display_data", data=data)])
+    drop_widgets(new_notebook(cells=[cell]))
+    del data[parts.WIDGET_VIEW]
+    assert [output.data for output in cell.outputs] == [data]
 
 
 @pytest.mark.parametrize("function", [predict, predicted])
