@@ -241,6 +241,9 @@ def _taste_table(taste: ClassTaste) -> str:
     for name, *columns in zip(taste.features, taste.pooled.T, taste.mean.T, strict=True):
         cells = (f"{w:+.2f} ± {half:.2f}" if w == w else "never asked" for w, half in columns)
         lines.append(f"{name:<26}" + "".join(f"{cell:>22}" for cell in cells))
+    lines.append(
+        "(A fit to few answers is pulled to 0: of the own fits, read the order, not the size.)"
+    )
 
     scores = taste.borda, taste.utility
     by_borda, by_utility = (np.argsort(-score, kind="stable") for score in scores)
