@@ -82,8 +82,8 @@ clean:
 	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Colab has neither TRL nor Dask: its lane shows that the course runs without these extras.
-EXTRAS := dev
-$(VENV)/stamp: EXTRAS := dev,bridge,cluster
+EXTRAS := dev,pool
+$(VENV)/stamp: EXTRAS := dev,pool,bridge,cluster
 $(VENV)/stamp: constraints.txt
 $(VENV_COLAB)/stamp: constraints-colab.txt
 $(VENV)/stamp $(VENV_COLAB)/stamp: requirements.txt pyproject.toml

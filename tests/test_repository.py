@@ -52,7 +52,7 @@ def test_every_range_admits_the_pinned_version(file):
     extras = PROJECT["optional-dependencies"]
     ranges = [*_requirements("requirements.txt").values()]
     beside = extras["bridge"] + extras["cluster"] if file == "constraints.txt" else []
-    ranges += map(Requirement, extras["dev"] + beside)
+    ranges += map(Requirement, extras["dev"] + extras["pool"] + beside)
     pins = _requirements(file)
     for wanted in ranges:
         (pin,) = pins[wanted.name.lower()].specifier
