@@ -62,4 +62,7 @@ CLAIM = Claim(
     perturbed="groups of two: a mixed pair always has the same standard deviation",
     not_tested="graded rewards, the length bias that the same paper reports, several prompts that "
     "share a network, clipping, real models",
+    found="as predicted: 1.98 and 2.79. The bias is bounded, because a mixed group's deviation is "
+    "never below 1/√G. It does not lead to large updates: at p = 0.01, 92 % of the groups give "
+    "no gradient, and the expected one is 6 % of that at 0.5.",
 )

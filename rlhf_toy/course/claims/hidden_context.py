@@ -30,11 +30,10 @@ def fit(wins: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def experiment(noisy: bool = False, seed: int = 0) -> Measurements:
-    """Fit one example, and crowds with random tastes, each in nats of its own size."""
+    """Fit one example, and crowds whose tastes differ, also in how strong they are."""
     utilities, shares = EXAMPLE
-    fitted = fit(win_rates(utilities, shares, noisy), np.ones((2, 2)))
-    found = {"A over B, BT": fitted[0] - fitted[1]}
-    found["A over B, mean utility"] = (shares @ utilities) @ [1, -1]
+    found = {"A over B, BT": fit(win_rates(utilities, shares, noisy), np.ones((2, 2))) @ [1, -1]}
+    found["A over B, mean utility"] = shares @ utilities @ [1, -1]
     rng = np.random.default_rng(seed)
     agree = []
     for _ in range(CROWDS):
@@ -76,4 +75,6 @@ CLAIM = Claim(
     perturbed="each person answers with Bradley–Terry noise, so a strong wish is heard more often",
     not_tested="reward models that see features of a response, finite data, real people, the "
     "paper's distributional remedy",
+    found="as predicted; in 40 % of the crowds BT's best item is not the one of highest mean "
+    "utility, and still in 26 % with noise. With uneven pairs the order is not always Borda's.",
 )
