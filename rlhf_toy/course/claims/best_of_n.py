@@ -72,4 +72,6 @@ CLAIM = Claim(
     perturbation={"tie": 1.0},
     perturbed="a tie counts as a win, although a copy of the reference would then win too often",
     not_tested="wrong reward models, the paper's estimator of the KL, text of any length",
+    found="as predicted: the KL is 10 to 98 % of the formula. Best-of-2 wins 66.7 % of the time, "
+    "and no policy with its KL can win more than 67.6 %.",
 )

@@ -25,11 +25,12 @@ class Finding:
 
     measured: dict[str, float]
     verdict: str  # one of VERDICTS
-    seconds: float
+    seconds: float  # of processor time
 
     def __str__(self) -> str:
         """The measurements in one line, to three significant digits."""
-        return ", ".join(f"{name} {value:.3g}" for name, value in self.measured.items())
+        numbers = {name: x if abs(x) > 1e-9 else 0.0 for name, x in self.measured.items()}
+        return ", ".join(f"{name} {x:.3g}" for name, x in numbers.items())
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Claim:
         Raises:
             ValueError: the rule gives something that is not a verdict.
         """
-        start = time.perf_counter()
+        start = time.process_time()
         measured = {name: float(x) for name, x in self.experiment(**changes).items()}
         decided = self.judge(measured)
         checks.check_choice("the verdict", decided, VERDICTS)
-        return Finding(measured, decided, time.perf_counter() - start)
+        return Finding(measured, decided, time.process_time() - start)

@@ -66,4 +66,7 @@ CLAIM = Claim(
     perturbation={"scale": 0.02},
     perturbed="rewards are a fiftieth, as if β were 50: the optimum is close to the reference",
     not_tested="the effect on accuracy that the paper reports, samples, networks, off-policy data",
+    found="as predicted: 721 % for k1 in the loss, which ends where training without a KL does, "
+    "97 % for k3 in the reward, 10.6 % for k3 in the loss, 3.6 % for k2 of each token. Near the "
+    "reference k3 in the loss is harmless (0.005 %), and the other two are worse than ever.",
 )
