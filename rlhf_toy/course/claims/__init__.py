@@ -16,6 +16,7 @@ __all__ = ["HOLDS", "IN_PART", "NAMES", "NOT_HERE", "Claim", "Finding", "claim",
 NAMES = (
     "likelihood_displacement", "hidden_context", "catastrophic_goodhart", "difficulty_bias",
     "kl_estimators", "preference_collapse", "robust_dpo", "best_of_n", "ties",
+    "online_coverage", "chi_po", "offline_classifies", "good_teacher", "all_roads",
 )  # fmt: skip
 
 

@@ -1,0 +1,48 @@
+"""What several claims share: random comparisons, classes of linear scores, and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch import Tensor
+
+
+def draw_wins(rewards: Tensor, reference: Tensor, n_pairs: int, rng: np.random.Generator) -> Tensor:
+    """Return how often each response beats each other one, [Y] and [Y] → [Y, Y].
+
+    Pairs of two different responses are drawn from the reference, answers by Bradley–Terry.
+    """
+    wins = torch.zeros(len(rewards), len(rewards), dtype=torch.float64)
+    for _ in range(n_pairs):
+        i, j = rng.choice(len(rewards), 2, replace=False, p=reference.numpy())
+        wins[(i, j) if rng.random() < (rewards[i] - rewards[j]).sigmoid() else (j, i)] += 1
+    return wins
+
+
+def comparison_loss(scores: Tensor, wins: Tensor, ridge: float = 0.0) -> Tensor:
+    """Return −Σ wins log σ(lead of the winner) + ridge · Σ (score − mean)², a scalar."""
+    penalty = ridge * ((scores - scores.mean()) ** 2).sum()
+    return penalty - (wins * F.logsigmoid(scores[:, None] - scores)).sum()
+
+
+def lowest(features: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the scores [Y] = features [Y, d] @ w that minimise a smooth loss of them."""
+
+    def evaluate(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        w = torch.from_numpy(weights.copy()).requires_grad_()
+        value = loss(features @ w)
+        (gradient,) = torch.autograd.grad(value, w)
+        return value.item(), gradient.numpy()
+
+    start = np.zeros(features.shape[1])
+    return features @ torch.from_numpy(minimize(evaluate, start, jac=True, method="BFGS").x)
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """Return the mean of paired differences [N] and half the width of its 95 % interval."""
+    error = differences.std(ddof=1) / len(differences) ** 0.5
+    return float(differences.mean()), 1.96 * float(error)
