@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf_toy.course.claims.board import Claim, Measurements, verdict
 from rlhf_toy.course.claims.parts import comparison_loss, draw_wins, interval, lowest
-from rlhf_toy.exact import objective
+from rlhf_toy.exact import gibbs_policy, objective
 
 WORLDS, RESPONSES, FEATURES, PAIRS = 50, 20, 3, 200
 BETA, RIDGE = 0.5, 0.1
@@ -23,11 +23,10 @@ def dpo(policies: Tensor, wins: Tensor, ref: Tensor) -> Tensor:
     return (ref + lowest(policies, loss)).log_softmax(0)
 
 
-def rl(policies: Tensor, rewards: Tensor, wins: Tensor, ref: Tensor) -> Tensor:
-    """Fit rewards that are linear in their features; return the policy of its class with most J."""
-    learned = lowest(rewards, lambda scores: comparison_loss(scores, wins, RIDGE))
-    shifts = lowest(policies, lambda x: -objective((ref + x).log_softmax(0), ref, learned, BETA))
-    return (ref + shifts).log_softmax(0)
+def rl(features: Tensor, wins: Tensor, ref: Tensor) -> Tensor:
+    """Fit rewards that are linear in the features; return their optimum: both classes have it."""
+    learned = lowest(features, lambda scores: comparison_loss(scores, wins, RIDGE))
+    return gibbs_policy(ref, learned, BETA)
 
 
 def experiment(unexplained: float = 0.0) -> Measurements:
@@ -41,10 +40,14 @@ def experiment(unexplained: float = 0.0) -> Measurements:
         truth = features @ torch.from_numpy(rng.normal(size=FEATURES)) + unexplained * noise
         ref = logits.log_softmax(0)
         wins = draw_wins(truth, ref.exp(), PAIRS, rng)
-        equal = dpo(features, wins, ref).exp() - rl(features, features, wins, ref).exp()
+        equal = dpo(features, wins, ref).exp() - rl(features, wins, ref).exp()
         distances.append(float(equal.abs().max()))
-        best = (ref + truth / BETA).log_softmax(0)
-        ends = [best, ref, dpo(tables, wins, ref), rl(tables, features, wins, ref)]
+        ends = [
+            gibbs_policy(ref, truth, BETA),
+            ref,
+            dpo(tables, wins, ref),
+            rl(features, wins, ref),
+        ]
         J = objective(torch.stack(ends), ref, truth, BETA)
         gaps.append((100 * (J[0] - J[2:]) / (J[0] - J[1])).tolist())
     offline, online = np.array(gaps).T

@@ -41,7 +41,8 @@ def experiment(endless: bool = False) -> Measurements:
         learned = truth if endless else lowest(torch.eye(RESPONSES, dtype=torch.float64), loss)
         for k, beta in enumerate(BETAS):
             curves[0, world, k] = gibbs_policy(ref, learned, beta).exp() @ truth
-            curves[1, world, k] = chi_policy(ref.exp().numpy(), learned.numpy(), beta) @ truth
+            policy = chi_policy(ref.exp().numpy(), learned.numpy(), beta)
+            curves[1, world, k] = policy @ truth.numpy()
     peaks = [curve[:, curve.mean(0).argmax()] for curve in curves]  # [worlds], at the best β
     falls = [peak - curve[:, -1] for peak, curve in zip(peaks, curves, strict=True)]
     found = {"peak, DPO": peaks[0].mean(), "peak, χPO": peaks[1].mean()}

@@ -24,30 +24,32 @@ def climb(policy: np.ndarray, teacher: np.ndarray, truth: np.ndarray) -> float:
 def experiment(normalise: bool = False) -> Measurements:
     """Let a perfect ranker and a noisy one teach a policy and its mirror image, in many tables."""
     rng = np.random.default_rng(0)
-    rows = []  # in each world: two accuracies and four gains
+    rows = []
     i, j = np.triu_indices(2 * HALF, 1)
     for _ in range(WORLDS):
         truth, noise = rng.normal(size=(2, 2 * HALF))
+        truth[HALF:] += 4 * np.sign(truth[HALF:])  # the others are better or worse than the ten
         likely, rare = rng.dirichlet(np.ones(HALF), size=2)
         order = truth.argsort()
         both_rare = (order[1:] >= HALF) & (order[:-1] >= HALF)
-        perfect = np.zeros(2 * HALF)
+        perfect, noisy = np.zeros(2 * HALF), truth + noise
         perfect[order[1:]] = np.where(both_rare, 1.0, 0.02).cumsum()
-        noisy = truth + noise
         signs = [x[i] > x[j] for x in (truth, perfect, noisy)]
         row = [100 * np.mean(signs[0] == sign) for sign in signs[1:]]
         for share in (0.98, 0.02):
             policy = np.concatenate([share * likely, (1 - share) * rare])
             for teacher in (perfect, noisy):
                 deviation = (policy @ (teacher - policy @ teacher) ** 2) ** 0.5
-                row.append(climb(policy, teacher / (deviation if normalise else 1.0), truth))
+                gain = climb(policy, teacher / (deviation if normalise else 1.0), truth)
+                row += [deviation, gain]
         rows.append(row)
     columns = np.array(rows).T
-    names = "accuracy, {}, %", "gain, {}", "gain of the mirror image, {}"
-    names = [name.format(teacher) for name in names for teacher in ("perfect", "noisy")]
+    names = [f"accuracy, {t}, %" for t in ("perfect", "noisy")]
+    for where in ("", ", mirror image"):
+        names += [f"{x}{where}, {t}" for t in ("perfect", "noisy") for x in ("deviation", "gain")]
     found = dict(zip(names, columns.mean(1), strict=True))
-    found[AHEAD[0]], found[f"{AHEAD[0]}, ±"] = interval(columns[3] - columns[2])
-    found[AHEAD[1]], found[f"{AHEAD[1]}, ±"] = interval(columns[4] - columns[5])
+    found[AHEAD[0]], found[f"{AHEAD[0]}, ±"] = interval(columns[5] - columns[3])
+    found[AHEAD[1]], found[f"{AHEAD[1]}, ±"] = interval(columns[7] - columns[9])
     return found
 
 
@@ -62,9 +64,9 @@ CLAIM = Claim(
     claim="A reward model that ranks perfectly teaches slowly if its rewards vary little under the "
     "policy; a less accurate one can be faster, and which is better depends on the policy.",
     read="the abstract and summaries of the theorem",
-    world="In this world ten of 20 responses have 98 % of the mass; in its mirror image the others "
-    "do. One teacher ranks all perfectly but separates only the others; one has errors as large as "
-    "the truth. 200 exact gradient steps at rate 0.1 without a KL, in 100 random tables.",
+    world="In this world ten of 20 responses have 98 % of the mass, and the others are much better "
+    "or much worse; in its mirror image these have 98 %. One teacher ranks perfectly but separates "
+    "only the others; one has noise of one logit. 200 exact gradient steps without KL, 100 tables.",
     predicted="noisy is ahead, and perfect for the mirror image; with normalised rewards perfect "
     "is not behind.",
     rule="(1) noisy gains more true reward; (2) for the mirror image perfect does. Each with a "

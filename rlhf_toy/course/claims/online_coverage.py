@@ -10,17 +10,15 @@ from rlhf_toy.course.claims.parts import comparison_loss
 from rlhf_toy.exact import fixed_point, gibbs_policy, objective
 
 REWARDS = (1.0, 0.0, -1.0)  # of a, b and c; all rewards are known to be from −1 to 1
-REFERENCE = (0.495, 0.495, 0.01)
 BETA = 0.5
 
 
-def experiment(covered: bool = False) -> Measurements:
-    """Search all minimisers of each loss for the largest gap, without or with c in the pairs."""
+def experiment(rare: float = 0.01) -> Measurements:
+    """Search all minimisers of each loss for the largest gap, where π_ref(c) = `rare`."""
     rewards = torch.tensor(REWARDS, dtype=torch.float64)
-    ref_logps = torch.tensor(REFERENCE, dtype=torch.float64).log()
+    ref_logps = torch.tensor([(1 - rare) / 2, (1 - rare) / 2, rare], dtype=torch.float64).log()
     asked = ref_logps.exp()[:, None] * ref_logps.exp()
-    if not covered:
-        asked[2, :] = asked[:, 2] = 0
+    asked[2, :] = asked[:, 2] = 0
     wins = asked * (rewards[:, None] - rewards).sigmoid()
     best = gibbs_policy(ref_logps, rewards, BETA)
 
@@ -68,7 +66,10 @@ CLAIM = Claim(
     "model's loss leads to one above 10 %. Holds: both; in part: one; not here: none.",
     experiment=experiment,
     judge=judge,
-    perturbation={"covered": True},
-    perturbed="c is in the pairs, as often as the reference writes it",
+    perturbation={"rare": 0.001},
+    perturbed="the reference writes c in 0.1 % of the cases",
+    found="the bound for RL is looser than predicted, 11.6 %: an unseen response that is overrated "
+    "by 2 logits gets e⁴ times its share at β = 0.5, and 0.1 % is rare enough, 1 % is not. DPO's "
+    "1,765 % is the worst of all minimisers; descent from the reference ends at 5.4 %.",
     not_tested="networks, which generalise to unseen responses; finite data; the paper's HyPO",
 )

@@ -30,16 +30,30 @@ def comparison_loss(scores: Tensor, wins: Tensor, ridge: float = 0.0) -> Tensor:
 
 
 def lowest(features: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the scores [Y] = features [Y, d] @ w that minimise a smooth loss of them."""
+    """Return the scores [Y] = features [Y, d] @ w that minimise a smooth loss of them.
+
+    By Newton's method in a trust region: line searches can step to where a policy is so sure of
+    itself that all gradients are 0.
+    """
+
+    def total(weights: Tensor) -> Tensor:
+        return loss(features @ weights)
 
     def evaluate(weights: np.ndarray) -> tuple[float, np.ndarray]:
         w = torch.from_numpy(weights.copy()).requires_grad_()
-        value = loss(features @ w)
+        value = total(w)
         (gradient,) = torch.autograd.grad(value, w)
         return value.item(), gradient.numpy()
 
-    start = np.zeros(features.shape[1])
-    return features @ torch.from_numpy(minimize(evaluate, start, jac=True, method="BFGS").x)
+    def curvature(weights: np.ndarray) -> np.ndarray:
+        w = torch.from_numpy(weights.copy())
+        return torch.autograd.functional.hessian(total, w, vectorize=True).numpy()
+
+    start, options = np.zeros(features.shape[1]), {"gtol": 1e-9}
+    found = minimize(
+        evaluate, start, jac=True, hess=curvature, method="trust-exact", options=options
+    )
+    return features @ torch.from_numpy(found.x)
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:
