@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from rlhf_toy.course.claims.board import Claim, Measurements, verdict
-from rlhf_toy.course.claims.parts import comparison_loss, interval, lowest
+from rlhf_toy.course.claims.parts import comparison_loss, expected_wins, interval, lowest
 from rlhf_toy.exact import kl_divergence, objective
 
-WORLDS, RESPONSES, BETA = 50, 20, 0.5
+WORLDS, RESPONSES, BETA = 100, 20, 0.5
 
 
 def compare(rng: np.random.Generator, n_features: int) -> list[list[float]]:
@@ -18,8 +18,7 @@ def compare(rng: np.random.Generator, n_features: int) -> list[list[float]]:
     features = torch.from_numpy(rng.normal(size=(RESPONSES, n_features)))
     ref = logits.log_softmax(0)
     prefers = (rewards[:, None] - rewards).sigmoid()
-    asked = (ref[:, None] + ref).exp().fill_diagonal_(0)
-    wins = 2 * asked * prefers / asked.sum()
+    wins = expected_wins(rewards, ref.exp())
     rows = []
     for scores in (
         lowest(features, lambda implicit: comparison_loss(implicit, wins)),
@@ -64,7 +63,7 @@ CLAIM = Claim(
     claim="Offline training makes a policy good at classifying pairs and worse at generating; "
     "online training makes it good at generating and worse at classifying.",
     read="the abstract",
-    world="In this world there are 50 random tables of 20 responses, and log-ratios are linear in "
+    world="In this world there are 100 random tables of 20 responses, and log-ratios are linear in "
     "three features, so no policy is optimal. DPO with endless pairs of π_ref, and the best J.",
     predicted="DPO ahead in accuracy on the reference's pairs, J in the win rate against it.",
     rule="(1) accuracy is higher offline; (2) the win rate is higher online. Each with a 95 % "

@@ -16,11 +16,15 @@ def draw_wins(rewards: Tensor, reference: Tensor, n_pairs: int, rng: np.random.G
 
     Pairs of two different responses are drawn from the reference, answers by Bradley–Terry.
     """
-    wins = torch.zeros(len(rewards), len(rewards), dtype=torch.float64)
-    for _ in range(n_pairs):
-        i, j = rng.choice(len(rewards), 2, replace=False, p=reference.numpy())
-        wins[(i, j) if rng.random() < (rewards[i] - rewards[j]).sigmoid() else (j, i)] += 1
-    return wins
+    expected = expected_wins(rewards, reference)
+    wins = rng.multinomial(n_pairs, expected.flatten().numpy())
+    return torch.from_numpy(wins).view_as(expected).double()
+
+
+def expected_wins(rewards: Tensor, reference: Tensor) -> Tensor:
+    """Return the probabilities [Y, Y] of winner and loser of one pair; they sum to 1."""
+    asked = torch.outer(reference, reference).fill_diagonal_(0)
+    return 2 * asked / asked.sum() * (rewards[:, None] - rewards).sigmoid()
 
 
 def comparison_loss(scores: Tensor, wins: Tensor, ridge: float = 0.0) -> Tensor:
