@@ -27,11 +27,7 @@ def chi_policy(reference: np.ndarray, rewards: np.ndarray, beta: float) -> np.nd
 
 
 def experiment(skill: float = 1.0) -> Measurements:
-    """Follow the true reward of both optima of the learned rewards as β falls.
-
-    Args:
-        skill: how much better likely responses are: logits of reward for one of log π_ref's 2.
-    """
+    """Follow the true reward of both optima as β falls; likely responses are better by `skill`."""
     rng = np.random.default_rng(0)
     curves = np.zeros((2, WORLDS, len(BETAS)))  # the true reward of DPO and of χPO
     for world in range(WORLDS):
@@ -43,7 +39,7 @@ def experiment(skill: float = 1.0) -> Measurements:
         def loss(scores: Tensor, wins: Tensor = wins) -> Tensor:
             return comparison_loss(scores, wins, ridge=1e-3)
 
-        learned = lowest(torch.eye(RESPONSES, dtype=torch.float64), loss)
+        learned = lowest(torch.eye(RESPONSES, dtype=torch.float64), loss)  # one weight each
         for k, beta in enumerate(BETAS):
             curves[0, world, k] = gibbs_policy(ref, learned, beta).exp() @ truth
             policy = chi_policy(ref.exp().numpy(), learned.numpy(), beta)
@@ -68,8 +64,8 @@ CLAIM = Claim(
     claim="KL is too weak against over-optimisation of finite preference data; χPO, which adds a "
     "χ² penalty to DPO, is robust to it.",
     read="the abstract and a summary",
-    world="In this world 100 tables of 20 rewards, higher for likely responses, are learned from 100 "
-    "noisy pairs each (ridge 0.001); DPO's and χPO's optima for them are exact, β from 2 to 0.02.",
+    world="In this world 100 tables of 20 rewards, higher for likely responses, are learned from "
+    "100 noisy pairs each, ridge 0.001; DPO's and χPO's optima are exact, for β from 2 to 0.02.",
     predicted="DPO's true reward peaks and falls as β falls, χPO's falls less; the peaks: unknown.",
     rule="(1) χPO falls less from its peak to β = 0.02; (2) its peak is higher. Each with a 95 % "
     "interval above 0. Holds: both; in part: one; not here: none.",
@@ -78,4 +74,6 @@ CLAIM = Claim(
     perturbation={"skill": 0.0},
     perturbed="rare responses are as good as likely ones, so an error in their rewards costs less",
     not_tested="networks, the clip in the paper's loss, how much data is needed, other links",
+    found="χPO's best β gains 0.23 ± 0.04 of reward over DPO's, but as β goes on falling both lose "
+    "about 0.3. Where rare responses are no worse than others, ten times less is lost.",
 )

@@ -67,8 +67,7 @@ CLAIM = Claim(
     world="In this world ten of 20 responses have 98 % of the mass, and the others are much better "
     "or much worse; in its mirror image these have 98 %. One teacher ranks perfectly but separates "
     "only the others; one has noise of one logit. 200 exact gradient steps without KL, 100 tables.",
-    predicted="noisy is ahead, and perfect for the mirror image; with normalised rewards perfect "
-    "is not behind.",
+    predicted="noisy is ahead, and perfect for the mirror image; normalised, perfect is not behind.",
     rule="(1) noisy gains more true reward; (2) for the mirror image perfect does. Each with a "
     "95 % interval. Holds: both; in part: one; not here: none.",
     experiment=experiment,
@@ -76,4 +75,6 @@ CLAIM = Claim(
     perturbation={"normalise": True},
     perturbed="each teacher's rewards are divided by their standard deviation under the policy",
     not_tested="Adam, which rescales too; sampling noise, KL penalties, networks",
+    found="perfect gains 0.27 here, where its deviation is 0.4, and 4.94 in the mirror image. There "
+    "it is not ahead, as noisy arrives too (4.91): 0.03 ± 0.21. Normalised, perfect wins here.",
 )

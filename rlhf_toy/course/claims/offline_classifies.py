@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlhf_toy.course.claims.board import Claim, Measurements, verdict
 from rlhf_toy.course.claims.parts import comparison_loss, expected_wins, interval, lowest
@@ -19,11 +20,14 @@ def compare(rng: np.random.Generator, n_features: int) -> list[list[float]]:
     ref = logits.log_softmax(0)
     prefers = (rewards[:, None] - rewards).sigmoid()
     wins = expected_wins(rewards, ref.exp())
+
+    def negative_objective(scores: Tensor) -> Tensor:
+        return -objective((ref + scores / BETA).log_softmax(0), ref, rewards, BETA)
+
+    offline = lowest(features, lambda implicit: comparison_loss(implicit, wins))
+    online = lowest(features, negative_objective, start=offline)
     rows = []
-    for scores in (
-        lowest(features, lambda implicit: comparison_loss(implicit, wins)),
-        lowest(features, lambda s: -objective((ref + s / BETA).log_softmax(0), ref, rewards, BETA)),
-    ):
+    for scores in (features @ offline, features @ online):
         logps = (ref + scores / BETA).log_softmax(0)
         right = wins * (scores[:, None] > scores)
         win_rate = logps.exp() @ prefers @ ref.exp()
@@ -34,17 +38,14 @@ def compare(rng: np.random.Generator, n_features: int) -> list[list[float]]:
 
 
 def experiment(n_features: int = 3) -> Measurements:
-    """Find the best policy of one class for DPO's loss and for J, in random worlds.
-
-    Args:
-        n_features: of the log-ratio; with 20 the class contains every policy.
-    """
+    """Find the best policy of one class for DPO's loss and for J, in random worlds."""
     rng = np.random.default_rng(0)
     offline, online = np.array([compare(rng, n_features) for _ in range(WORLDS)]).swapaxes(0, 1)
     found = {}
-    for k, name in enumerate(("accuracy, %", "win rate, %", "KL")):
-        found[f"{name}, offline"] = offline[:, k].mean()
-        found[f"{name}, online"] = online[:, k].mean()
+    for name, dpo, rl in zip(
+        ("accuracy, %", "win rate, %", "KL"), offline.T, online.T, strict=True
+    ):
+        found |= {f"{name}, offline": dpo.mean(), f"{name}, online": rl.mean()}
     accuracy, win_rate, _ = (offline - online).T
     found["accuracy lost online"], found["accuracy lost online, ±"] = interval(accuracy)
     found["win rate lost offline"], found["win rate lost offline, ±"] = interval(-win_rate)
@@ -72,5 +73,7 @@ CLAIM = Claim(
     judge=judge,
     perturbation={"n_features": 20},
     perturbed="20 features, so that the class contains the optimum, which is the same for both",
-    not_tested="finite data, coverage, training that stops early, the paper's IPO, networks",
+    not_tested="finite data, coverage, training that stops early, the paper's IPO, equal KL",
+    found="as predicted: 0.7 ± 0.6 points of accuracy and 7.4 ± 1.8 of win rate, with no sampling "
+    "at all: the two losses pick different compromises. Online also spends three times the KL.",
 )

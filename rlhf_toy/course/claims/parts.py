@@ -33,31 +33,28 @@ def comparison_loss(scores: Tensor, wins: Tensor, ridge: float = 0.0) -> Tensor:
     return penalty - (wins * F.logsigmoid(scores[:, None] - scores)).sum()
 
 
-def lowest(features: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the scores [Y] = features [Y, d] @ w that minimise a smooth loss of them.
+def lowest(
+    features: Tensor, loss: Callable[[Tensor], Tensor], start: Tensor | None = None
+) -> Tensor:
+    """Return the weights w [d] for which a smooth loss of the scores features @ w is lowest.
 
-    By Newton's method in a trust region: line searches can step to where a policy is so sure of
-    itself that all gradients are 0.
+    Args:
+        features: [Y, d].
+        loss: scores [Y] → scalar.
+        start: [d] weights to start from (default: zeros). With several minima it decides which one
+            is found.
     """
-
-    def total(weights: Tensor) -> Tensor:
-        return loss(features @ weights)
 
     def evaluate(weights: np.ndarray) -> tuple[float, np.ndarray]:
         w = torch.from_numpy(weights.copy()).requires_grad_()
-        value = total(w)
+        value = loss(features @ w)
         (gradient,) = torch.autograd.grad(value, w)
         return value.item(), gradient.numpy()
 
-    def curvature(weights: np.ndarray) -> np.ndarray:
-        w = torch.from_numpy(weights.copy())
-        return torch.autograd.functional.hessian(total, w, vectorize=True).numpy()
-
-    start, options = np.zeros(features.shape[1]), {"gtol": 1e-9}
-    found = minimize(
-        evaluate, start, jac=True, hess=curvature, method="trust-exact", options=options
-    )
-    return features @ torch.from_numpy(found.x)
+    start = torch.zeros_like(features[0]) if start is None else start
+    options = {"gtol": 1e-8, "ftol": 0.0, "maxiter": 5000, "maxfun": 5000, "maxcor": 40}
+    found = minimize(evaluate, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(found.x)
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:
