@@ -17,6 +17,8 @@ NAMES = (
     "likelihood_displacement", "hidden_context", "catastrophic_goodhart", "difficulty_bias",
     "kl_estimators", "preference_collapse", "robust_dpo", "best_of_n", "ties",
     "online_coverage", "chi_po", "offline_classifies", "good_teacher", "all_roads",
+    "deterministic_preferences", "unseen_response", "overoptimisation_laws", "token_credit",
+    "cycles",
 )  # fmt: skip
 
 

@@ -65,8 +65,9 @@ CLAIM = Claim(
     claim="With one class for rewards and policies, offline and online training have the same "
     "optima; online training gains where the reward is simpler than the policy.",
     read="the abstract and the list of contributions",
-    world="In this world there are 50 times 20 responses with three random features, a true reward "
-    "linear in them, and 200 noisy pairs. Learned rewards are linear; policies too, or tables.",
+    world="In this world there are 50 times 20 responses with three random features, a true "
+    "reward linear in them, and 200 noisy pairs. Learned rewards are linear; policies too, or "
+    "tables.",
     predicted="equal classes: one policy; tables: linear rewards + RL have a smaller gap than DPO.",
     rule="(1) with equal classes all probabilities agree to 0.001; (2) with tables RL's gap is "
     "smaller, with a 95 % interval. Holds: both; in part: one; not here: none.",
@@ -75,5 +76,5 @@ CLAIM = Claim(
     perturbation={"unexplained": 1.5},
     perturbed="features explain only a part of the true reward, so the simple class is wrong",
     not_tested="networks, the search for the optimum, supervised fine-tuning, samples in RL",
-    found="as predicted: gaps of 33 and 3.5 %. If the simple class is wrong, DPO is ahead by 29 ± 8.",
+    found="as predicted: gaps of 33 and 3.5 %. If the simple class is wrong, DPO leads by 29 ± 8.",
 )

@@ -63,10 +63,10 @@ CLAIM = Claim(
     read="the abstract and the section titles",
     world="In this world the law of best-of-n is exact: 200 references over 8 responses with "
     "different scores, n from 2 to 64, and one over 10,000 responses. A tie counts as half a win.",
-    predicted="never above either bound; the KL far below it where n = 64 > 8; with many responses "
-    "best-of-2 wins 2/3, and the best policy at its KL 0.676.",
-    rule="KL: never above the formula, and somewhere below 90 % of it. Wins: never above "
-    "n/(n + 1). Holds: both; in part: one; not here: none.",
+    predicted="never above either bound; the KL far below it where n = 64 > 8; with many "
+    "responses best-of-2 wins 2/3, and the best policy at its KL 0.676.",
+    rule="KL: never above the formula, and somewhere below 90 % of it. Wins: never above n/(n + "
+    "1). Holds: both; in part: one; not here: none.",
     experiment=experiment,
     judge=judge,
     perturbation={"tie": 1.0},

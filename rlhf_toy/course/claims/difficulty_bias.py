@@ -53,9 +53,9 @@ CLAIM = Claim(
     "All groups of G = 8 are enumerated; the weight is GRPO's expected gradient over Dr. GRPO's.",
     predicted="weight 1.98 at p = 0.5 and 2.79 at p = 0.01: more, but by a factor of 1.4, where "
     "the standard deviation of one response would suggest 5.",
-    rule="holds: the weight rises from p = 0.5 to both ends, by a factor of at least 1.2; in part: "
-    "the smaller of the two factors is between 1.02 and 1.2, or it does not rise all the way; "
-    "not here: below 1.02.",
+    rule="holds: the weight rises from p = 0.5 to both ends, by a factor of at least 1.2; in "
+    "part: the smaller of the two factors is between 1.02 and 1.2, or it does not rise all the "
+    "way; not here: below 1.02.",
     experiment=experiment,
     judge=judge,
     perturbation={"group_size": 2},
@@ -63,6 +63,6 @@ CLAIM = Claim(
     not_tested="graded rewards, the length bias that the same paper reports, several prompts that "
     "share a network, clipping, real models",
     found="as predicted: 1.98 and 2.79. The bias is bounded, because a mixed group's deviation is "
-    "never below 1/√G. It does not lead to large updates: at p = 0.01, 92 % of the groups give "
-    "no gradient, and the expected one is 6 % of that at 0.5.",
+    "never below 1/√G. It does not lead to large updates: at p = 0.01, 92 % of the groups give no "
+    "gradient, and the expected one is 6 % of that at 0.5.",
 )

@@ -61,20 +61,22 @@ def judge(measured: Measurements) -> str:
 CLAIM = Claim(
     name="good_teacher",
     paper="Razin et al. 2025, arXiv:2503.15477",
-    claim="A reward model that ranks perfectly teaches slowly if its rewards vary little under the "
-    "policy; a less accurate one can be faster, and which is better depends on the policy.",
+    claim="A reward model that ranks perfectly teaches slowly if its rewards vary little under "
+    "the policy; a less accurate one can be faster, and which is better depends on the policy.",
     read="the abstract and summaries of the theorem",
-    world="In this world ten of 20 responses have 98 % of the mass, and the others are much better "
-    "or much worse; in its mirror image these have 98 %. One teacher ranks perfectly but separates "
-    "only the others; one has noise of one logit. 200 exact gradient steps without KL, 100 tables.",
-    predicted="noisy is ahead, and perfect for the mirror image; normalised, perfect is not behind.",
-    rule="(1) noisy gains more true reward; (2) for the mirror image perfect does. Each with a "
-    "95 % interval. Holds: both; in part: one; not here: none.",
+    world="In this world ten of 20 responses have 98 % of the mass, and the others are much "
+    "better or much worse; in its mirror image these have 98 %. One teacher ranks perfectly but "
+    "separates only the others; one has noise of one logit. 200 exact gradient steps without KL, "
+    "100 tables.",
+    predicted="noisy is ahead, and perfect for the mirror image; normalised, perfect too.",
+    rule="(1) noisy gains more true reward; (2) for the mirror image perfect does. Each with a 95 "
+    "% interval. Holds: both; in part: one; not here: none.",
     experiment=experiment,
     judge=judge,
     perturbation={"normalise": True},
     perturbed="each teacher's rewards are divided by their standard deviation under the policy",
     not_tested="Adam, which rescales too; sampling noise, KL penalties, networks",
-    found="perfect gains 0.27 here, where its deviation is 0.4, and 4.94 in the mirror image. There "
-    "it is not ahead, as noisy arrives too (4.91): 0.03 ± 0.21. Normalised, perfect wins here.",
+    found="perfect gains 0.27 here, where its deviation is 0.4, and 4.94 in the mirror image, "
+    "where it is not ahead, as noisy arrives too (4.91): 0.03 ± 0.21. Normalised, perfect wins "
+    "here.",
 )

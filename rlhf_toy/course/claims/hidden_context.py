@@ -59,12 +59,12 @@ def judge(measured: Measurements) -> str:
 CLAIM = Claim(
     name="hidden_context",
     paper="Siththaranjan et al. 2023, arXiv:2312.08358",
-    claim="If the annotators differ in what they want, preference learning orders the responses by "
-    "Borda count, which can contradict their mean utility.",
+    claim="If the annotators differ in what they want, preference learning orders the responses "
+    "by Borda count, which can contradict their mean utility.",
     read="the abstract",
-    world="In this world 60 % of the people prefer A by 0.1 and 40 % prefer B by 3; and 200 crowds "
-    "of 21 people have random utilities for four items. All answer without noise, all pairs are "
-    "asked equally often, and a Bradley–Terry table is fitted to endless answers.",
+    world="In this world 60 % of the people prefer A by 0.1 and 40 % prefer B by 3; and 200 "
+    "crowds of 21 people have random utilities for four items. All answer without noise, all "
+    "pairs are asked equally often, and a Bradley–Terry table is fitted to endless answers.",
     predicted="BT puts A ahead by log(0.6/0.4) = 0.41, mean utility B by 1.14; in all crowds BT "
     "has Borda's order; in at least one of ten its best item is not the one of highest mean.",
     rule="holds: Borda's order in all crowds, and in the example BT prefers A and mean utility B; "

@@ -52,15 +52,16 @@ def judge(measured: Measurements) -> str:
 CLAIM = Claim(
     name="kl_estimators",
     paper="Shah et al. 2025, arXiv:2512.21852",
-    claim="An unbiased KL gradient, as from k1 in the reward, leads to the KL-regularised optimum; "
-    "common placements such as k3 in the loss or in the reward, and k1 in the loss, do not.",
+    claim="An unbiased KL gradient, as from k1 in the reward, leads to the KL-regularised "
+    "optimum; common placements such as k3 in the loss or in the reward, and k1 in the loss, do "
+    "not.",
     read="the abstract and a summary; also the abstract of Liu et al., arXiv:2510.01555, for k2",
     world="In this world there are 13 responses of one or two tokens with random rewards, one "
     "softmax over them, and exact expected gradients, followed to where they vanish.",
-    predicted="a gap of 0 for k1 in the reward and k2 in the loss of the whole response; about "
-    "10 % for k3 in the loss, more for the others; not 0 for k2 of each token (see notebook 08).",
-    rule="right: k1 in the reward and k2 in the loss end below 0.1 %. Wrong: k1 and k3 in the loss "
-    "and k3 in the reward end above 1 %. Holds: both; in part: one; not here: none.",
+    predicted="a gap of 0 for k1 in the reward and k2 in the loss of the whole response; about 10 "
+    "% for k3 in the loss, more for the others; not 0 for k2 of each token (see notebook 08).",
+    rule="right: k1 in the reward and k2 in the loss end below 0.1 %. Wrong: k1 and k3 in the "
+    "loss and k3 in the reward end above 1 %. Holds: both; in part: one; not here: none.",
     experiment=experiment,
     judge=judge,
     perturbation={"scale": 0.02},

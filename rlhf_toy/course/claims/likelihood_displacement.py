@@ -53,21 +53,21 @@ def judge(measured: Measurements) -> str:
 CLAIM = Claim(
     name="likelihood_displacement",
     paper="Razin et al. 2024, arXiv:2410.08847",
-    claim="Training a model to prefer No to Never can make No rarer and its opposite, Yes, likely, "
-    "where No and Never have similar embeddings.",
+    claim="Training a model to prefer No to Never can make No rarer and its opposite, Yes, "
+    "likely, where No and Never have similar embeddings.",
     read="the abstract, and a summary of the introduction with figure 1",
     world="In this world a response is one of three tokens with logits W h, where h is one number "
     "and W = (2, 1, −3) for Never, No, Yes; DPO sees one pair, No ≻ Never, and small steps.",
     predicted="P(No) falls from 0.36 to 0.11 and P(Yes) rises from 0.05 to 0.82 if only h is "
     "trained; the same direction if W is trained too, but less.",
-    rule="displaced: P(No) ends below its start and P(Yes) above 1/2. Holds: displaced both with h "
-    "alone and with h and W trained; in part: with one of them; not here: with neither.",
+    rule="displaced: P(No) ends below its start and P(Yes) above 1/2. Holds: displaced both with "
+    "h alone and with h and W trained; in part: with one of them; not here: with neither.",
     experiment=experiment,
     judge=judge,
     perturbation={"unembedding": (2.0, -4.0, -3.0)},
     perturbed="No's embedding is −4 instead of 1: far from Never's, and beyond that of Yes",
-    not_tested="responses of several tokens, embeddings of more dimensions, the paper's CHES score "
-    "for choosing pairs, other optimisers, real models",
+    not_tested="responses of several tokens, embeddings of more dimensions, the paper's CHES "
+    "score for choosing pairs, other optimisers, real models",
     found="as predicted, though P(No) first rises a little. W does not help: while h > 0 it moves "
     "towards No, but then h changes its sign and W moves back.",
 )

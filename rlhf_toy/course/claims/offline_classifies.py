@@ -64,8 +64,8 @@ CLAIM = Claim(
     claim="Offline training makes a policy good at classifying pairs and worse at generating; "
     "online training makes it good at generating and worse at classifying.",
     read="the abstract",
-    world="In this world there are 100 random tables of 20 responses, and log-ratios are linear in "
-    "three features, so no policy is optimal. DPO with endless pairs of π_ref, and the best J.",
+    world="In this world there are 100 random tables of 20 responses, and log-ratios are linear "
+    "in three features, so no policy is optimal. DPO with endless pairs of π_ref, and the best J.",
     predicted="DPO ahead in accuracy on the reference's pairs, J in the win rate against it.",
     rule="(1) accuracy is higher offline; (2) the win rate is higher online. Each with a 95 % "
     "interval above 0.001 %. Holds: both; in part: one; not here: none.",

@@ -58,9 +58,9 @@ CLAIM = Claim(
     claim="Offline losses such as DPO's need pairs that cover all responses; a reward model with "
     "online RL needs only those that a good policy uses.",
     read="the abstract and a summary",
-    world="In this world pairs contain a and b but not c, which the reference writes in 1 % of the "
-    "cases. We search all policies of the lowest DPO loss, and all rewards from −1 to 1 of the "
-    "lowest reward-model loss with their exact optimum; β = 0.5.",
+    world="In this world pairs contain a and b but not c, which the reference writes in 1 % of "
+    "the cases. We search all policies of the lowest DPO loss, and all rewards from −1 to 1 of "
+    "the lowest reward-model loss with their exact optimum; β = 0.5.",
     predicted="DPO's loss does not see π(c): gaps far above 100 %; reward model + RL: a few %.",
     rule="(1) some minimiser of DPO's loss has a gap above 100 %; (2) no minimiser of the reward "
     "model's loss leads to one above 10 %. Holds: both; in part: one; not here: none.",
@@ -68,8 +68,8 @@ CLAIM = Claim(
     judge=judge,
     perturbation={"rare": 0.001},
     perturbed="the reference writes c in 0.1 % of the cases",
-    found="the bound for RL is looser than predicted, 11.6 %: an unseen response that is overrated "
-    "by 2 logits gets e⁴ times its share at β = 0.5, and 0.1 % is rare enough, 1 % is not. DPO's "
-    "1,765 % is the worst of all minimisers; descent from the reference ends at 5.4 %.",
+    found="the bound for RL is looser than predicted, 11.6 %: an unseen response that is "
+    "overrated by 2 logits gets e⁴ times its share at β = 0.5, and 0.1 % is rare enough, 1 % is "
+    "not. DPO's 1,765 % is the worst of all minimisers; descent from the reference ends at 5.4 %.",
     not_tested="networks, which generalise to unseen responses; finite data; the paper's HyPO",
 )

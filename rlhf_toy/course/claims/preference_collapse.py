@@ -55,8 +55,8 @@ CLAIM = Claim(
     claim="RLHF's KL penalty makes the optimum's shares differ from the people's, down to "
     "disregarding a minority; a penalty of log π without a reference makes them equal.",
     read="the abstract",
-    world="In this world 70 % prefer A to B by Bradley–Terry, the reward is exact, and the optimum "
-    "is computed; and there are four questions with eight answers each.",
+    world="In this world 70 % prefer A to B by Bradley–Terry, the reward is exact, and the "
+    "optimum is computed; and there are four questions with eight answers each.",
     predicted="π(A) = 0.955 with π_ref(A) = 0.9 at β = 1; at β = 0.1 from an even reference the "
     "minority of 30 % gets 0.02 %; with the entropy π(A) = 0.7.",
     rule="biased: π(A) more than 0.1 from 0.7; collapsed: π(B) below 0.01 at the weak β; matched: "

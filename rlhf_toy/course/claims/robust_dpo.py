@@ -51,8 +51,8 @@ CLAIM = Claim(
     claim="If labels are flipped at random, rDPO's loss removes the bias on average, so that the "
     "policy is that of clean labels; DPO and the cDPO heuristic do not reach it.",
     read="the abstract and a summary",
-    world="In this world there are two responses, a true margin of 2 logits, a flat reference, "
-    "β = 1, endless pairs, and 20 % of the labels flipped.",
+    world="In this world there are two responses, a true margin of 2 logits, a flat reference, β "
+    "= 1, endless pairs, and 20 % of the labels flipped.",
     predicted="margins of 0.99 for DPO, 0.56 for cDPO and 2.00 for rDPO (notebook 11 shows them).",
     rule="unbiased: rDPO's margin within 0.01 of 2; biased: DPO's and cDPO's below 1.5. Holds: "
     "both; in part: one; not here: none.",

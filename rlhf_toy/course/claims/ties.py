@@ -61,8 +61,8 @@ def judge(measured: Measurements) -> str:
 CLAIM = Claim(
     name="ties",
     paper="Chen et al. 2024, arXiv:2409.17431",
-    claim="Keeping tied pairs holds the policy closer to the reference, in KL, both with DPO's own "
-    "loss and with the losses for ties after Davidson and after Rao and Kupper.",
+    claim="Keeping tied pairs holds the policy closer to the reference, in KL, both with DPO's "
+    "own loss and with the losses for ties after Davidson and after Rao and Kupper.",
     read="the abstract and the introduction",
     world="In this world there are five responses, and people answer endless pairs of them by "
     "Davidson's model. The optimum of each loss is computed, with the true share of ties.",
@@ -75,6 +75,6 @@ CLAIM = Claim(
     perturbation={"close": 1.0},
     perturbed="a lead of at most one logit is always called a tie, and a larger one never",
     not_tested="finite data, task performance, networks, the paper's own way of choosing ties",
-    found="as predicted: the KL is 0.283 without ties and with Davidson's loss, 0.183 for DPO with "
-    "ties, 0.187 with Rao and Kupper's. But the closer two have gaps of 3.8 and 3.4 %.",
+    found="as predicted: the KL is 0.283 without ties and with Davidson's loss, 0.183 for DPO "
+    "with ties, 0.187 with Rao and Kupper's. But the closer two have gaps of 3.8 and 3.4 %.",
 )
