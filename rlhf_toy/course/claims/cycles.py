@@ -62,4 +62,6 @@ CLAIM = Claim(
     perturbation={"win_of_rock_over_paper": 1 / (1 + math.exp(-2 * math.log(4)))},
     perturbed="rock beats paper too, as Bradley–Terry rewards would have it: no cycle",
     not_tested="how a Nash equilibrium is found, learned preference models, real cycles",
+    found="as predicted: 0.693 where 0.500 is possible, and π*(rock) = 0.52 if 80 % of the pairs "
+    "are rock against scissors. Without the cycle, uneven pairs change nothing.",
 )

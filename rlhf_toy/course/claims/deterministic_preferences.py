@@ -73,4 +73,6 @@ CLAIM = Claim(
     perturbation={"agreement": 0.9},
     perturbed="one answer in ten disagrees",
     not_tested="networks, early stopping, other references, IPO with averages",
+    found="as predicted. Even one disagreement in ten leaves DPO at π(a) = 1.000 for τ = 0.1. "
+    "From a ≻ b and b ≻ a alone neither loss says anything about c.",
 )

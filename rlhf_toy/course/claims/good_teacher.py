@@ -66,8 +66,7 @@ CLAIM = Claim(
     read="the abstract and summaries of the theorem",
     world="In this world ten of 20 responses have 98 % of the mass, and the others are much "
     "better or much worse; in its mirror image these have 98 %. One teacher ranks perfectly but "
-    "separates only the others; one has noise of one logit. 200 exact gradient steps without KL, "
-    "100 tables.",
+    "separates only the others; one has noise of 1 logit. 200 gradient steps, 100 tables.",
     predicted="noisy is ahead, and perfect for the mirror image; normalised, perfect too.",
     rule="(1) noisy gains more true reward; (2) for the mirror image perfect does. Each with a 95 "
     "% interval. Holds: both; in part: one; not here: none.",
@@ -76,7 +75,6 @@ CLAIM = Claim(
     perturbation={"normalise": True},
     perturbed="each teacher's rewards are divided by their standard deviation under the policy",
     not_tested="Adam, which rescales too; sampling noise, KL penalties, networks",
-    found="perfect gains 0.27 here, where its deviation is 0.4, and 4.94 in the mirror image, "
-    "where it is not ahead, as noisy arrives too (4.91): 0.03 ± 0.21. Normalised, perfect wins "
-    "here.",
+    found="perfect gains 0.27 here (deviation 0.4) and 4.94 in the mirror image, where noisy "
+    "arrives too (4.91): 0.03 ± 0.21. With normalised rewards perfect is ahead here.",
 )

@@ -71,4 +71,6 @@ CLAIM = Claim(
     perturbation={"slip": 0.2},
     perturbed="one token in five comes out as the other one, by chance",
     not_tested="finite data, networks, the paper's search with DPO policies, several turns",
+    found="as predicted: errors of 4e-8, where advantages reach 4.3. With chance in the world "
+    "errors reach 1.6 for a token, where advantages reach 2.1.",
 )

@@ -54,4 +54,6 @@ CLAIM = Claim(
     perturbation={"share": 0.01},
     perturbed="the reference writes y₃ in 1 % of the cases, as a network would with some chance",
     not_tested="networks, the policies that training finds, the paper's benchmarks",
+    found="as predicted, and only for π_ref(y₃) = 0: if the reference writes y₃ in 1 % of the "
+    "cases, a reward model that overrates it by 5 logits makes RL write it in 75 %.",
 )
