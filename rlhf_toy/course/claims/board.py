@@ -27,10 +27,14 @@ class Finding:
     verdict: str  # one of VERDICTS
     seconds: float  # of processor time
 
+    def rounded(self, digits: int = 4) -> dict[str, float]:
+        """Return the measurements with this many significant digits; up to 1e-9 they count as 0."""
+        numbers = {name: x if abs(x) > 1e-9 else 0.0 for name, x in self.measured.items()}
+        return {name: float(f"{x:.{digits}g}") for name, x in numbers.items()}
+
     def __str__(self) -> str:
         """The measurements in one line, to three significant digits."""
-        numbers = {name: x if abs(x) > 1e-9 else 0.0 for name, x in self.measured.items()}
-        return ", ".join(f"{name} {x:.3g}" for name, x in numbers.items())
+        return "; ".join(f"{name} = {x:g}" for name, x in self.rounded(3).items())
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,17 @@ class Claim:
         decided = self.judge(measured)
         checks.check_choice("the verdict", decided, VERDICTS)
         return Finding(measured, decided, time.process_time() - start)
+
+    def row(self) -> dict[str, Any]:
+        """Check the claim as it stands and perturbed; return what the board's file says about it.
+
+        Measurements are rounded to four significant digits; numbers up to 1e-9 count as 0.
+        """
+        finding, perturbed = self.check(), self.check(**self.perturbation)
+        texts = {x.name: getattr(self, x.name) for x in fields(self) if x.type == "str"}
+        return texts | {
+            "measured": finding.rounded(),
+            "verdict": finding.verdict,
+            "verdict_if_perturbed": perturbed.verdict,
+            "seconds": round(finding.seconds, 1),
+        }

@@ -25,7 +25,7 @@ def expected(loss: Callable, logps: Tensor, pairs: list, tau: float, agreement: 
 
 
 def experiment(agreement: float = 1.0) -> Measurements:
-    """Minimise both losses for two and for three actions, until no gradient exceeds 1e-8."""
+    """Minimise both losses for two and for three actions, until no gradient exceeds 1e-7."""
     found: dict[str, float] = {}
     for name, loss in (("DPO", dpo_loss), ("IPO", ipo_loss)):
         for data, pairs, actions in (("one pair", ONE, 2), ("three pairs", CHAIN, 3)):

@@ -52,7 +52,7 @@ def lowest(
         return value.item(), gradient.numpy()
 
     start = torch.zeros_like(features[0]) if start is None else start
-    options = {"gtol": 1e-8, "ftol": 0.0, "maxiter": 5000, "maxfun": 5000, "maxcor": 40}
+    options = {"gtol": 1e-7, "ftol": 0.0, "maxiter": 5000, "maxfun": 5000, "maxcor": 40}
     found = minimize(evaluate, start.numpy(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x)
 
