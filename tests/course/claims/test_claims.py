@@ -130,7 +130,7 @@ def test_several_parts_make_one_verdict():
 def test_measurements_are_rounded_and_tiny_ones_are_0():
     found = Finding({"a": 0.123456, "b": -3e-14, "c": 123456.0}, HOLDS, 0.0)
     assert found.rounded() == {"a": 0.1235, "b": 0.0, "c": 123500.0}
-    assert str(found) == "a = 0.123; b = 0; c = 123000"
+    assert str(found) == "a: 0.123; b: 0; c: 123000"
 
 
 def test_a_claim_that_makes_no_sense_is_refused():

@@ -36,7 +36,7 @@ def test_the_board_has_every_claim_and_counts_the_verdicts(two, tmp_path, capsys
     assert main(["claims", "--json", str(path)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("first\n  paper      the paper\n  claim      the claim\n")
-    assert "  measured   a = 1\n  verdict    HOLDS (in this world; 0.0 s)\n" in out
+    assert "  measured   a: 1\n  verdict    HOLDS (in this world; 0.0 s)\n" in out
     assert "  perturbed  not here with this change: a is below 0\n" in out
     assert "the rule" not in out
     assert "2 claims in these worlds: 1 × holds, 1 × holds in part" in out
