@@ -4,6 +4,7 @@ These tests take minutes, so only `make test-bridge` runs them.
 """
 
 import os
+import re
 import subprocess
 import sys
 
@@ -36,6 +37,7 @@ from rlhf_toy.bridge import (
     to_reward_function,
     to_text,
 )
+from rlhf_toy.course.commands.export import SCRIPTS
 from rlhf_toy.dpo import DPOSettings, train_dpo
 from rlhf_toy.envs import LongReview, WordMDP
 from rlhf_toy.exact import AutomatonYardstick, Yardstick, response_scores, table_reference
@@ -300,19 +302,33 @@ def test_in_the_long_world_trl_ends_where_ours_does(method, imitation, tmp_path)
     assert abs(difference.mean()) < 0.1
 
 
-@pytest.mark.parametrize("script", ["train_dpo.py", "train_rloo.py"])
+# Exports
+
+
+def launched(command):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_an_export_trains_on_two_processes(script, tmp_path):
     folder = tmp_path / "export"
     assert main(["export", str(folder), "--preferences", "1500", "--world", "dishes"]) == 0
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-    done = subprocess.run(
-        [*command, str(folder / script), "--steps", "6"],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3_000:]
-    assert done.stdout.count("step 6: gap") == 1  # only one process prints
+    output = launched([*command, str(folder / script), "--steps", "6"])
+    assert output.count("step 6: gap") == 1  # only one process prints
     model = AutoModelForCausalLM.from_pretrained(folder / f"trained_{script[6:-3]}")
     assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_export_of_the_long_world_trains(script, tmp_path):
+    folder, checkpoint = tmp_path / "export", tmp_path / "reference.ck"
+    train_reference(LongReview(), SFTSettings(steps=30), 0, "cpu", checkpoint)
+    options = ["--world", "long", "--policy", str(checkpoint), "--preferences", "600"]
+    assert main(["export", str(folder), *options]) == 0
+    output = launched([sys.executable, str(folder / script), "--steps", "2"])
+    steps = re.findall(r"^step (\d): gap [\d.]+%, reward -?[\d.]+, KL [\d.]+ nats$", output, re.M)
+    assert steps == ["1", "2"]
