@@ -2,7 +2,8 @@
 
 The folder gets model/ (model and tokenizer), train.jsonl and test.jsonl (preferences on the
 policy's own responses), train_dpo.py and train_rloo.py. Each script trains the model with TRL and
-prints its gap to the exact optimum. Needs the extra `bridge`.
+prints its gap to the exact optimum. In the long world that is the optimum around the world's table,
+which the exported reference imitates. Needs the extra `bridge`.
 """
 
 from __future__ import annotations
