@@ -16,7 +16,14 @@ from collections.abc import Callable
 from importlib import import_module
 
 from rlhf_toy.checks import check_type, shown
-from rlhf_toy.course.exercises.grading import NOT_ATTEMPTED, RIGHT, WRONG, Exercise, Verdict
+from rlhf_toy.course.exercises.grading import (
+    NOT_ATTEMPTED,
+    RIGHT,
+    THE_PACKAGES,
+    WRONG,
+    Exercise,
+    Verdict,
+)
 from rlhf_toy.course.exercises.grading import grade as _grade
 
 __all__ = ["Verdict", "check", "grade", "hint", "names", "progress", "solution"]
@@ -44,11 +51,14 @@ def grade(name: str, fn: Callable) -> Verdict:
     Args:
         name: name of the exercise.
         fn: the function. It is called with copies of the inputs. An exception in it becomes a
-            verdict, and the global random states are restored.
+            verdict. What it changes in the process, such as random states, the working folder or
+            the default dtype, is restored. If it has not returned after 1.5 s, it is stopped;
+            C code such as sum(range(10**12)) cannot be stopped, and the call waits for it.
 
     Returns:
-        The verdict: "right"; "wrong" with a hint and the smallest test case that fails; or "not
-        attempted" if the function always returns None or `...`, or raises NotImplementedError.
+        The verdict: "right"; "wrong" with a hint and the smallest test case that fails; "not
+        attempted" if the function always returns None or `...`, or raises NotImplementedError; or
+        "the package's own" if it is right because it calls the solution.
 
     Raises:
         TypeError: the name is not a string.
@@ -112,7 +122,7 @@ def solution(name: str) -> None:
 
 def progress() -> None:
     """Print which exercises are done, tried and open in this session, one line per notebook."""
-    labels = {RIGHT: "done", WRONG: "tried", NOT_ATTEMPTED: "open"}
+    labels = {RIGHT: "done", WRONG: "tried", THE_PACKAGES: "tried", NOT_ATTEMPTED: "open"}
     for notebook in dict.fromkeys(exercise.notebook for exercise in _EXERCISES.values()):
         states = [
             f"{name}: {labels[_verdicts.get(name, NOT_ATTEMPTED)]}"
