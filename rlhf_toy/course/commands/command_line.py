@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rlhf_toy.course.commands import course, doctor, export, publish, study, tour
+from rlhf_toy.course.commands import course, doctor, export, grade, publish, study, tour
 from rlhf_toy.course.commands.usage import UsageError
 
 COMMANDS = {
@@ -17,6 +17,7 @@ COMMANDS = {
     "study": study,
     "publish": publish,
     "export": export,
+    "grade": grade,
 }
 
 

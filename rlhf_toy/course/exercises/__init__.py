@@ -45,6 +45,11 @@ def names() -> list[str]:
     return list(_EXERCISES)
 
 
+def all_exercises() -> dict[str, Exercise]:
+    """Return all exercises by name, in the order of the course."""
+    return dict(_EXERCISES)
+
+
 def grade(name: str, fn: Callable) -> Verdict:
     """Grade a student's function.
 

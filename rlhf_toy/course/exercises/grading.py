@@ -226,6 +226,12 @@ def _known(exercise: Exercise, fn: Callable) -> tuple[Outcome, ...]:
     return tuple(run_case(exercise, fn, case) for case in sorted_cases(exercise))
 
 
+def prepare_to_judge(exercise: Exercise) -> None:
+    """Compute what `judge` keeps: what the solution and the known mistakes do with each case."""
+    for fn in (exercise.solution, *(mistake.answer for mistake in exercise.mistakes)):
+        _known(exercise, fn)
+
+
 def _run_all(exercise: Exercise, fn: Callable, cases: Sequence[Case], found: list[Outcome]) -> None:
     """Append the outcome of each case to `found`, which the caller can read at any time."""
     for case in cases:

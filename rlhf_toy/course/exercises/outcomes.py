@@ -138,7 +138,7 @@ def run_case(exercise: Exercise, fn: Callable, case: Case) -> Outcome:
         if isinstance(error, NotImplementedError) and _is_raised_in_python(error):
             return Outcome(is_empty=True, text="NotImplementedError")
         kind = type(error).__name__[:LONGEST_TEXT]
-        return Outcome(failure=_where(error), raised=kind, text=_message(error))
+        return Outcome(failure=where(error), raised=kind, text=_message(error))
     if result is None or result is ...:
         return Outcome(is_empty=True, text=repr(result))
     try:
@@ -280,9 +280,12 @@ def _message(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}"[:LONGEST_TEXT]
 
 
-def _where(error: BaseException) -> str:
-    """Describe the error with the line of the student's code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without `run_case`
+def where(error: BaseException) -> str:
+    """Describe an error with the line of the student's code that raised it.
+
+    The error must have been caught in the function that called this code.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without our own
     said = _message(error)
     if not frames:
         return f"The call failed with {said}. Does your function take the arguments of the example?"
