@@ -9,8 +9,9 @@ WORKERS ?= 2
 SOLVED = tests/notebooks/test_solved.py
 BROWSER = tests/browser
 TRL_TRAINERS = tests/bridge/test_trainers.py
+CLASS = tests/course/submissions/test_class_of_80.py
 UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q \
-	--ignore $(SOLVED) --ignore $(BROWSER) --ignore $(TRL_TRAINERS)
+	--ignore $(SOLVED) --ignore $(BROWSER) --ignore $(TRL_TRAINERS) --ignore $(CLASS)
 # Each notebook twice: as it is, against its saved outputs, and with all exercises solved.
 # A notebook's cells need one kernel, hence `loadfile`; a dead kernel is only noticed by the time-out.
 NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
@@ -19,7 +20,7 @@ NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --
 # JupyterLab in a real browser; where there is no Chromium the tests say so and are skipped.
 BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
 
-.PHONY: help course test lab notebooks figures lint test-colab test-browser test-bridge mutants clean
+.PHONY: help course test lab notebooks figures lint test-colab test-browser test-bridge test-class mutants clean
 
 help:
 	@echo "make course      run all notebooks into a browsable HTML folder"
@@ -28,6 +29,7 @@ help:
 	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
 	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
 	@echo "make test-bridge  TRL's trainers against the exact optimum, and several processes"
+	@echo "make test-class  grade a made-up class of eighty, every verdict as expected"
 	@echo "make mutants     make small faults in the core and count those that no test notices"
 	@echo "make notebooks   run all notebooks and save their outputs in them"
 	@echo "make figures     draw the figures again"
@@ -71,6 +73,10 @@ test-colab: $(VENV_COLAB)/stamp
 # The tests that train with TRL take minutes; the quick ones of tests/bridge are unit tests.
 test-bridge: $(VENV)/stamp
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/test_bridge.py tests/bridge
+
+# Ten minutes on two free cores; the unit tests grade a class of twelve.
+test-class: $(VENV)/stamp
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -s $(CLASS)
 
 clean:
 	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis

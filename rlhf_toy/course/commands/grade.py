@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Grade all submissions that are not finished, then write the report.
 
+    Returns:
+        0 for success, 130 after an interrupt from the keyboard.
+
     Raises:
         UsageError: there is nothing to grade, the output cannot be written, or this system has no
             way to run code apart.
@@ -62,7 +66,11 @@ def run(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     from rlhf_toy.course.submissions.report import write_report
 
-    graded = _grade(submissions, finished)
+    try:
+        graded = _grade(submissions, finished)
+    except KeyboardInterrupt:
+        print("\nInterrupted: to go on, run the same command again.", file=sys.stderr)
+        return 130  # as shells say it
     index = write_report({s.student: graded[s.student] for s in submissions}, args.output)
     print(f"{len(submissions)} submissions: see {index.resolve().as_uri()}")
     return 0
@@ -100,7 +108,7 @@ def _grade(submissions: list[Submission], finished: Path) -> dict[str, Graded]:
     paths = {s.student: finished / f"{grader.fingerprint(s)}.json" for s in submissions}
     graded = {}
     for submission in submissions:
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError):
             text = paths[submission.student].read_text(encoding="utf-8")
             graded[submission.student] = grader.Graded.from_json(text)
     waiting = [s for s in submissions if s.student not in graded]
