@@ -124,7 +124,7 @@ HOSTILE: dict[str, tuple[str, Expected]] = {  # what gae does, with a right answ
         "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN); sum(range(10**12))",
         ("wrong", "does not end"),
     ),
-    "sleeps": ("import time; time.sleep(1000)", ("wrong", "does not end")),
+    "sleeps": ("import time; time.sleep(1000)", ("wrong", "waits")),
     "ends Python": ("import os; os._exit(0)", ("wrong", "ends the process")),
     "ends Python with a code": ("import os; os._exit(3)", ("wrong", "ends the process")),
     "calls exit": ("import sys; sys.exit()", ("wrong", "raises SystemExit")),
@@ -159,7 +159,7 @@ HOSTILE: dict[str, tuple[str, Expected]] = {  # what gae does, with a right answ
     ),
     "prints": ("print('x' * 10**7)", ("right", "")),
     "kills": (
-        "import os\n    for pid in (os.getppid(), 1, -1):\n"
+        "import os\n    for pid in (os.getppid(), 1):\n"
         "        try: os.kill(pid, 9)\n        except OSError: pass",
         ("right", ""),
     ),
@@ -311,7 +311,7 @@ def class_of_80() -> list[Student]:
 
 def class_of_12() -> list[Student]:
     """One student of each kind, with the notebooks on the optimum and on PPO at most."""
-    names = ["loops in C", "ends Python", "crashes", "forks", "fills memory", "kills"]
+    names = ["loops in C", "ends Python", "crashes", "forks", "fills memory", "closes everything"]
     names += ["calls the package", "patches the grader"]
     spoilt = {made.name: made for made in broken()}
     return [

@@ -44,6 +44,8 @@ from rlhf_toy.course.submissions.cells import Notebook, Statement, read_notebook
 from rlhf_toy.course.submissions.collect import File, Refused, Submission
 
 MISSING, NOT_GRADED = "missing", "not graded"
+_WITH_MAGIC = b"""{"cells": [{"cell_type": "code", "source": "%x", "metadata": {}, "outputs": [],
+"execution_count": null}], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}"""
 SECONDS_OF_A_SUBMISSION = 3600  # on the clock, for all exercises
 
 
@@ -86,6 +88,7 @@ def prepare() -> None:
 
     import rlhf_toy.plots  # noqa: F401, which many cells import
 
+    read_notebook(_WITH_MAGIC)  # imports what it needs
     torch.set_num_threads(1)  # threads do not survive a fork
     for exercise in all_exercises().values():
         prepare_to_judge(exercise)

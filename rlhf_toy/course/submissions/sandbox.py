@@ -32,7 +32,7 @@ NOBODY = 65534
 
 # Each protection that a system may lack, as people should read it.
 NETWORK = "the network is not cut off"
-PROCESSES = "code can see other processes and send signals to them"
+PROCESSES = "code can see your other processes and end them"
 FILES = "code can write to other folders with your rights"
 FORKS = "the number of processes is not limited, only their time"
 
@@ -79,10 +79,11 @@ def isolate(folder: Path) -> list[str]:
         spaces = _NEW_FILES | _NEW_IPC | _NEW_PROCESSES | _NEW_NETWORK
         user, group = os.getuid(), os.getgid()
         if not (user == 0 and libc.unshare(spaces) == 0):
-            _check(libc.unshare(spaces | _NEW_USER))
+            _check(libc.unshare(_NEW_USER))  # in which everybody may have the others
             Path("/proc/self/setgroups").write_text("deny")
             Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
             Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+            _check(libc.unshare(spaces))
     except (OSError, AttributeError):  # forbidden, or not Linux
         return [*missing, NETWORK, PROCESSES, FILES]
     try:
@@ -141,19 +142,23 @@ def run_limited(work: Callable[[int], None], folder: Path) -> Result:
     if pid == 0:
         leave_after(lambda: (_prepare(place, writer), work(3)))
     os.close(writer)
-    content, stopped = bytearray(), None
+    content, is_late, is_long = bytearray(), False, False
     for piece in _pieces(reader, time.monotonic() + SECONDS_ON_THE_CLOCK):
         content += piece
-        if len(content) > BYTES_OF_RESULTS:
-            size = BYTES_OF_RESULTS // 1_000_000
-            stopped = "returns too much", f"It returned more than {size} MB."
+        if is_long := len(content) > BYTES_OF_RESULTS:
             break
     else:
-        if not _has_ended(pid):
-            stopped = "does not end", f"It did not end within {SECONDS_ON_THE_CLOCK} s."
-    status = _end(pid)
+        is_late = not _has_ended(pid)
+    status, seconds = _end(pid)
     os.close(reader)
-    return Result(bytes(content), *(stopped or _how_it_ended(status)))
+    if is_long:
+        how = "returns too much", f"It returned more than {BYTES_OF_RESULTS // 1_000_000} MB."
+    elif is_late:
+        used = f"{SECONDS_ON_THE_CLOCK} s on the clock, and used {seconds:.1f} s of the processor"
+        how = "does not end" if seconds > 1 else "waits", f"It did not end within {used}."
+    else:
+        how = _how_it_ended(status)
+    return Result(bytes(content), *how)
 
 
 def _pieces(reader: int, deadline: float) -> Iterator[bytes]:
@@ -174,18 +179,18 @@ def _has_ended(pid: int) -> bool:
     return False
 
 
-def _end(pid: int) -> int:
-    """Kill a process and all that it started, and return its status."""
+def _end(pid: int) -> tuple[int, float]:
+    """Kill a process and all that it started; return its status and its processor time."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     if os.getpid() == 1:  # of our own namespace, so these are all processes of the submission
         with suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
+    _, status, used = os.wait4(pid, 0)
     with suppress(ChildProcessError):  # the first process inherits orphans
         while os.getpid() == 1:
             os.waitpid(-1, 0)
-    return status
+    return status, used.ru_utime + used.ru_stime
 
 
 def _how_it_ended(status: int) -> tuple[str, str]:

@@ -72,6 +72,8 @@ def test_a_class_of_eighty(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = table(output)
     assert len(rows) == 80
+    if "does not allow full protection" in (output / "index.html").read_text(encoding="utf-8"):
+        students = [s for s in students if "kills" not in s.name]  # it ends its own judge then
     found = complaints(students, rows)
     assert not found, "\n".join(found)
     print(f"\n{wall:.0f} s on the clock, {processor:.0f} s of the processor")
@@ -127,8 +129,5 @@ def test_a_class_on_a_system_without_namespaces(tmp_path):
     command = [sys.executable, "-c", WITHOUT_NAMESPACES, str(folder), "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    # Without a namespace, one submission can kill the process that grades it, but no other one.
-    killer = {student.name for student in students if student.name.startswith("kills")}
-    rows = table(output)
-    assert complaints([s for s in students if s.name not in killer], rows) == []
-    assert "does not allow full protection: the network" in (output / "index.html").read_text()
+    assert complaints(students, table(output)) == []
+    assert "does not allow full protection: " in (output / "index.html").read_text()
