@@ -127,6 +127,10 @@ HOSTILE: dict[str, tuple[str, Expected]] = {  # what gae does, with a right answ
     "sleeps": ("import time; time.sleep(1000)", ("wrong", "waits")),
     "ends Python": ("import os; os._exit(0)", ("wrong", "ends the process")),
     "ends Python with a code": ("import os; os._exit(3)", ("wrong", "ends the process")),
+    "raises a strange error": (
+        "raise type('<b>\\n$x^$', (Exception,), {})('<script>\\ud800\\x00$x^$')",
+        ("wrong", "raises an exception"),
+    ),
     "calls exit": ("import sys; sys.exit()", ("wrong", "raises SystemExit")),
     "interrupts": ("raise KeyboardInterrupt", ("wrong", "raises KeyboardInterrupt")),
     "crashes": ("import ctypes; ctypes.string_at(0)", ("wrong", "crashes")),

@@ -191,7 +191,8 @@ def _failure(exercise: Exercise, outcome: Outcome, right: Outcome) -> tuple[str,
         hint = "Your function returns nothing for this input. Does every branch have a return?"
         return "no result", hint
     if outcome.failure:
-        return f"raises {outcome.raised}" if outcome.raised else "no numbers", outcome.failure
+        kind = outcome.raised if outcome.raised.isidentifier() else "an exception"
+        return f"raises {kind}" if outcome.raised else "no numbers", outcome.failure
     if outcome.changed:
         return "changes an argument", (
             f"Your function changes its argument {outcome.changed} in place, so the caller's "

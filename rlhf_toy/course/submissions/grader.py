@@ -20,7 +20,9 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from rlhf_toy.course.exercises.grading import (
 from rlhf_toy.course.exercises.outcomes import LONGEST_TEXT, Outcome, run_case, where
 from rlhf_toy.course.submissions import sandbox
 from rlhf_toy.course.submissions.cells import Notebook, Statement, read_notebook
-from rlhf_toy.course.submissions.collect import File, Refused, Submission
+from rlhf_toy.course.submissions.collect import Refused, Submission
 
 MISSING, NOT_GRADED = "missing", "not graded"
 _WITH_MAGIC = b"""{"cells": [{"cell_type": "code", "source": "%x", "metadata": {}, "outputs": [],
@@ -99,17 +101,23 @@ def prepare() -> None:
 def fingerprint(submission: Submission) -> str:
     """Return what identifies the content of a submission, and the version of the package.
 
-    A file that cannot be read counts with its problem.
+    A file that cannot be read counts with its name.
     """
-    package = Path(__file__).parents[2]
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.read_bytes())
+    digest = hashlib.sha256(_fingerprint_of_package())
     for file in submission.notebooks:
         digest.update(f"\0{file.name}\0".encode())
-        digest.update(hashlib.sha256(_content(file) or b"").digest())
+        with suppress(Refused, OSError):
+            digest.update(hashlib.sha256(file.read()).digest())
     digest.update("\0".join(submission.problems).encode())
     return digest.hexdigest()[:32]
+
+
+@cache
+def _fingerprint_of_package() -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[2].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def grade_all(submissions: Sequence[Submission], jobs: int) -> Iterator[tuple[Submission, Graded]]:
@@ -201,7 +209,8 @@ def _serve(submission: Submission, folder: Path, writer: int) -> None:
     with os.fdopen(writer, "w", encoding="utf-8", errors="replace") as pipe:
 
         def send(kind: str, value: Any) -> None:
-            pipe.write(json.dumps([kind, value]) + "\n")
+            # Not only ASCII, so that broken characters are replaced here and reach no file.
+            pipe.write(json.dumps([kind, value], ensure_ascii=False) + "\n")
             pipe.flush()
 
         for text in unprotected:
@@ -310,10 +319,3 @@ def _namespace(statements: Sequence[Statement], wrong: set[str]) -> tuple[dict[s
         except BaseException as error:  # such as SystemExit; the next statements may not need it
             failure = f"{statement.file}: {where(error)}"
     return namespace, failure or "nothing defines it"
-
-
-def _content(file: File) -> bytes | None:
-    try:
-        return file.read()
-    except (Refused, OSError):
-        return None
