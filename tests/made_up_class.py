@@ -6,6 +6,7 @@ each exercise and each named mistake. They are put into the course's own noteboo
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import random
@@ -167,6 +168,16 @@ HOSTILE: dict[str, tuple[str, Expected]] = {  # what gae does, with a right answ
         "        try: os.kill(pid, 9)\n        except OSError: pass",
         ("right", ""),
     ),
+    "reaches out": (
+        "import pathlib, socket\n"
+        "    for place in ('../..', '/tmp', '/dev/shm', pathlib.Path.home()):\n"
+        "        try: (pathlib.Path(place) / 'leak').write_text('x')\n"
+        "        except OSError: continue\n"
+        "        assert str(place) == pathlib.os.environ['HOME'], place\n"
+        "    try: socket.create_connection(('127.0.0.1', 9), 1)\n"
+        "    except OSError as error: assert error.errno == 101, 'there is a network'",
+        ("right", ""),
+    ),
     "closes everything": ("import os; os.closerange(0, 100)", ("wrong", ANY)),
     "writes a verdict": (
         "import os; os.write(3, b'[\"verdict\", {\"status\": \"right\"}]\\n')",
@@ -191,6 +202,8 @@ HOSTILE: dict[str, tuple[str, Expected]] = {  # what gae does, with a right answ
         ("the package's own", ""),
     ),
 }  # fmt: skip
+
+NEED_NAMESPACES = {"kills", "reaches out"}  # elsewhere they get another verdict
 
 PATCHES = {  # cells that gae uses, which returns zeros
     "patches torch": """
@@ -315,7 +328,7 @@ def class_of_80() -> list[Student]:
 
 def class_of_12() -> list[Student]:
     """One student of each kind, with the notebooks on the optimum and on PPO at most."""
-    names = ["loops in C", "ends Python", "crashes", "forks", "fills memory", "closes everything"]
+    names = ["loops in C", "ends Python", "kills", "forks", "fills memory", "reaches out"]
     names += ["calls the package", "patches the grader"]
     spoilt = {made.name: made for made in broken()}
     return [
@@ -346,10 +359,17 @@ def hand_in(students: Iterable[Student], folder: Path) -> None:
         (folder / "Kurs Übung 8.zip").write_bytes(zipped(platform))
 
 
-def complaints(students: Iterable[Student], rows: dict[str, dict[str, str]]) -> list[str]:
-    """What in the table is not as expected; `rows` are those of table.csv, by student."""
-    found = []
+def complaints(students: Iterable[Student], output: Path) -> list[str]:
+    """What in the graded table is not as expected."""
+    with open(output / "table.csv", encoding="utf-8-sig", newline="") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    page = (output / "index.html").read_text(encoding="utf-8")
+    is_protected = "does not allow full protection" not in page
+    students = list(students)
+    found = [] if len(rows) == len(students) else [f"the table has {len(rows)} rows"]
     for made in students:
+        if not is_protected and made.name.split(" (")[0] in NEED_NAMESPACES:
+            continue
         if made.name not in rows:
             found.append(f"{made.name} is not in the table")
             continue

@@ -25,7 +25,10 @@ LONGEST_NAME = 60  # of a mistake, which may be the name of a student's exceptio
 _STYLE = """
 body { font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
 table { border-collapse: collapse; font-size: 0.85rem; }
-.wide { overflow-x: auto; }
+.wide { max-height: 85vh; overflow: auto; }
+thead th { background: #fff; position: sticky; top: 0; z-index: 1; }
+th:first-child { background: #fff; left: 0; position: sticky; white-space: nowrap; }
+thead th:first-child { z-index: 2; }
 th, td { border: 1px solid #ddd; padding: 0.25rem 0.5rem; text-align: left; vertical-align: top; }
 td.right { background: #e3f4e3; }
 td.wrong { background: #fbe5e1; }
@@ -82,11 +85,11 @@ def in_words(verdict: Verdict) -> str:
 def _csv(graded: Mapping[str, Graded], exercises: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["student", "right", *exercises, "problems"])
+    writer.writerow(["student", "right", "problems", *exercises])
     for student, result in graded.items():
         verdicts = [result.verdicts[name] for name in exercises]
         right = sum(verdict.status == RIGHT for verdict in verdicts)
-        cells = [student, right, *map(in_words, verdicts), "; ".join(result.problems)]
+        cells = [student, right, "; ".join(result.problems), *map(in_words, verdicts)]
         writer.writerow(map(_not_a_formula, cells))
     return text.getvalue()
 
@@ -111,10 +114,10 @@ def _index_page(
         )
         right = sum(verdict.status == RIGHT for verdict in verdicts)
         problems = "<br>".join(map(escape, result.problems))
-        rows.append(f"<tr><th>{link}</th><td>{right}</td>{cells}<td>{problems}</td></tr>")
+        rows.append(f"<tr><th>{link}</th><td>{right}</td><td>{problems}</td>{cells}</tr>")
     table = (
         f'<div class="wide"><table><thead><tr><th>student</th><th>right of {len(exercises)}</th>'
-        f"{head}<th>problems</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<th>problems</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
     body = f"<h1>{len(graded)} submissions</h1>{table}<h2>Mistakes</h2>" + (
         "".join(_mistakes(name, graded) for name in exercises) or "<p>None.</p>"
@@ -162,7 +165,7 @@ def _histogram(counts: Sequence[tuple[str, int]]) -> bytes:
 def _feedback_page(student: str, result: Graded, exercises: Sequence[str]) -> str:
     verdicts = {name: result.verdicts[name] for name in exercises}
     right = sum(verdict.status == RIGHT for verdict in verdicts.values())
-    parts = [f"<h1>{escape(student)}</h1><p>{right} of {len(exercises)} exercises are right.</p>"]
+    parts = [f"<h1>{escape(student)}</h1><p>Right: {right} of {len(exercises)}.</p>"]
     parts += [f"<p>{escape(problem)}</p>" for problem in result.problems]
     for notebook in dict.fromkeys(all_exercises()[name].notebook for name in exercises):
         parts.append(f"<h2>Notebook {notebook}</h2>")

@@ -84,6 +84,7 @@ def isolate(folder: Path) -> list[str]:
             Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
             Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
             _check(libc.unshare(spaces))
+            missing = [FORKS] if user == 0 else []  # root of a container cannot become nobody here
     except (OSError, AttributeError):  # forbidden, or not Linux
         return [*missing, NETWORK, PROCESSES, FILES]
     try:
@@ -213,10 +214,7 @@ def _prepare(place: Path, writer: int) -> None:
     os.chdir(place)
     os.environ.clear()
     os.environ.update(HOME=str(place), TMPDIR=str(place), PATH=os.defpath, OMP_NUM_THREADS="1")
-    if os.getuid() == 0 and _can_become_nobody():
-        _become_nobody()
-    elif hasattr(ctypes.CDLL(None), "unshare"):  # gives up its rights over the namespaces
-        ctypes.CDLL(None).unshare(_NEW_USER)
+    _give_up_rights()
     die_with_parent()  # after the change of rights, which cancels it
     used = _memory_in_use()
     for name, soft, hard in (
@@ -257,11 +255,21 @@ def _can_become_nobody() -> bool:
     )
 
 
+def _give_up_rights() -> None:
+    """As root become nobody, whom a limit of processes binds; else leave the namespaces' owner."""
+    if os.getuid() == 0 and _can_become_nobody():
+        with suppress(OSError):  # a container may not allow it
+            _become_nobody()
+            return
+    with suppress(AttributeError):  # not Linux
+        ctypes.CDLL(None).unshare(_NEW_USER)
+
+
 def _become_nobody() -> None:
-    """Give up root's rights, as a limit of processes does not bind root; keep the one to read."""
+    """Give up all rights of root, except for the one to read what is installed."""
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups([])
+    libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION)

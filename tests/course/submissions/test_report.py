@@ -65,7 +65,7 @@ def test_the_table_is_one_row_a_student_and_no_formula(tmp_path):
     write_report(CLASS, tmp_path)
     with open(tmp_path / "table.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["student", "right", *shown_exercises(CLASS), "problems"]
+    assert rows[0] == ["student", "right", "problems", *shown_exercises(CLASS)]
     assert len(rows) == 1 + len(CLASS)
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
     gae = rows[0].index("gae")
@@ -95,7 +95,13 @@ def test_feedback_has_verdict_hint_and_example_but_not_the_mistake_s_name(tmp_pa
     result.problems.append("b.ipynb: it is not a notebook")
     write_report({"Anna": result}, tmp_path)
     text = (tmp_path / "feedback" / "Anna.html").read_text(encoding="utf-8")
-    for said in ("gae: wrong", "A hint.", "x = [1]\nyours: 2\nright: 3", "b.ipynb", "0 of 4"):
+    for said in (
+        "gae: wrong",
+        "A hint.",
+        "x = [1]\nyours: 2\nright: 3",
+        "b.ipynb",
+        "Right: 0 of 4.",
+    ):
         assert said in text
     assert "forwards" not in text
 
