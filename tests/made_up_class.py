@@ -203,6 +203,20 @@ HOSTILE: dict[str, tuple[str, Expected]] = {  # what gae does, with a right answ
     ),
 }  # fmt: skip
 
+CELLS: dict[str, tuple[str, Expected]] = {  # cells in place of gae's
+    "needs a loop": (
+        "def slow():\n    while True: pass\n\ntable = slow()\ndef gae(*arguments): return table",
+        ("wrong", "does not end"),
+    ),
+    "needs what is not there": (
+        "table = open('table.csv').read()\ndef gae(*arguments): return table",
+        ("wrong", "raises NameError"),
+    ),
+    "is not defined": ("gae = no_such_name", ("wrong", "not defined")),
+    "is a number": ("gae = 3", ("wrong", "no function")),
+    "is imported": ("from rlhf_toy.losses import gae", ("the package's own", "")),
+}
+
 NEED_NAMESPACES = {"kills", "reaches out"}  # elsewhere they get another verdict
 
 PATCHES = {  # cells that gae uses, which returns zeros
@@ -252,6 +266,10 @@ def hostile(kinds: Iterable[str]) -> list[Student]:
         if kind in HOSTILE:
             body, expected = HOSTILE[kind]
             made.append(with_gae(kind, gae_cell(body), expected))
+        elif kind in CELLS:
+            source, expected = CELLS[kind]
+            check = 'from rlhf_toy.course import exercises\ngae = exercises.check("gae", gae)'
+            made.append(with_gae(kind, f"{source}\n{check}", expected))
         else:
             source = PATCHES[kind] + "\ndef gae(*arguments):\n    return torch.zeros(1), 0\n"
             check = 'gae = exercises.check("gae", gae)\n'
@@ -318,7 +336,7 @@ def class_of_80() -> list[Student]:
     most = max(len(a) for n in every for a in answers(n)["WRONG"].values())
     made = [student(f"right {i}", lambda _, i=i: ("RIGHT", i), every) for i in range(3)]
     made += [student(f"wrong {i}", lambda _, i=i: ("WRONG", i), every) for i in range(most)]
-    made += hostile([*HOSTILE, *PATCHES]) + broken()
+    made += hostile([*HOSTILE, *CELLS, *PATCHES]) + broken()
     for i in range(80 - len(made)):
         draw = random.Random(i)
         choose = lambda _, draw=draw: (draw.choice(["RIGHT", "WRONG"]), draw.randrange(99))  # noqa: E731

@@ -123,7 +123,8 @@ def read_notebook(content: bytes) -> Notebook:
         try:
             _read_cell(notebook, f"cell {number}", source, imported)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            notebook.errors.append((source, f"Cell {number} is not Python: {error!s:.200}"))
+            said = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else error
+            notebook.errors.append((source, f"Cell {number} is not Python: {said!s:.200}"))
     return notebook
 
 

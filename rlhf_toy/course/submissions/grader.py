@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -243,16 +243,16 @@ def _judge_one(
 ) -> Verdict:
     """Return the verdict on the last attempt in the notebooks, in those that check it if any do."""
     checking = [notebook for notebook in notebooks if exercise.name in notebook.checked]
-    verdicts = [Verdict(MISSING)]
-    for notebook in checking or notebooks:
-        if error := notebook.error_of(exercise.name):
-            verdicts.append(Verdict(WRONG, error, mistake="syntax error"))
+    verdict = Verdict(MISSING)
     for notebook in reversed(checking or notebooks):
         if statements := notebook.needed(exercise.name):
-            verdicts.append(_judge_statements(exercise, statements, wrong, folder))
-            if verdicts[-1].status != NOT_ATTEMPTED:
-                break
-    return verdicts[-1]
+            verdict = _judge_statements(exercise, statements, wrong, folder)
+            if verdict.status != NOT_ATTEMPTED:
+                return verdict
+    for notebook in reversed(notebooks):
+        if error := notebook.error_of(exercise.name):
+            return Verdict(WRONG, error, mistake="syntax error")
+    return verdict
 
 
 def _judge_statements(
@@ -260,22 +260,32 @@ def _judge_statements(
 ) -> Verdict:
     result = sandbox.run_limited(lambda writer: _run(exercise, statements, wrong, writer), folder)
     outcomes: list[Outcome] = []
-    for line in result.content.split(b"\n")[:-1][: len(sorted_cases(exercise))]:
+    failure = None  # of a statement that the function may need; "" once it is defined
+    for line in result.content.split(b"\n")[:-1][: 1 + len(sorted_cases(exercise))]:
         try:
             kind, value = json.loads(line)
             if kind == "outcome":
                 outcomes.append(Outcome.from_json(value))
-            elif kind == "no function":
-                return not_callable(exercise, str(value)[:LONGEST_TEXT])
-            else:
-                hint = f"The function could not be defined: {str(value)[:LONGEST_TEXT]}"
-                return Verdict(WRONG, hint, mistake="not defined")
+                continue
         except (ValueError, TypeError, RecursionError, MemoryError):
             hint = "The grader could not read the results. Does your code change Python itself?"
             return Verdict(WRONG, hint, mistake="unreadable results")
-    mistake = result.problem or "ends the process"
-    details = result.details or "It ended Python."
-    return judge(exercise, outcomes, f"The call in the example did not return. {details}", mistake)
+        text = str(value)[:LONGEST_TEXT]
+        if kind == "no function":
+            return not_callable(exercise, text)
+        if kind == "not defined":
+            hint = f"The function could not be defined: {text}"
+            return Verdict(WRONG, hint, mistake="not defined")
+        failure = text
+    mistake, details = result.problem or "ends the process", result.details or "It ended Python."
+    if failure is None:
+        hint = f"The cells that the function needs did not get through. {details}"
+        return Verdict(WRONG, hint, mistake=mistake)
+    hint = f"The call in the example did not return. {details}"
+    verdict = judge(exercise, outcomes, hint, mistake)
+    if failure and verdict.mistake == "raises NameError":
+        verdict = replace(verdict, hint=f"{verdict.hint}. Before that, {failure}")
+    return verdict
 
 
 # In the runner's process, which runs the student's code.
@@ -289,12 +299,13 @@ def _run(exercise: Exercise, statements: Sequence[Statement], wrong: set[str], w
 
         namespace, failure = _namespace(statements, wrong)
         if exercise.name not in namespace:
-            send("failed", failure)
+            send("not defined", failure or "nothing defines it")
             return
         fn = namespace[exercise.name]
         if not callable(fn):
             send("no function", shown(fn))
             return
+        send("defined", failure)
         for case in sorted_cases(exercise):
             outcome = run_case(exercise, fn, case)
             send("outcome", outcome.to_json())
@@ -318,4 +329,4 @@ def _namespace(statements: Sequence[Statement], wrong: set[str]) -> tuple[dict[s
             exec(statement.code, namespace)
         except BaseException as error:  # such as SystemExit; the next statements may not need it
             failure = f"{statement.file}: {where(error)}"
-    return namespace, failure or "nothing defines it"
+    return namespace, failure
