@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 MOST_BYTES_OF_A_NOTEBOOK = 20_000_000
-MOST_BYTES_OF_A_ZIP = 200_000_000  # inside another zip, as it is read into memory
+MOST_BYTES_OF_A_ZIP = 50_000_000  # inside another zip, as it is read into memory
+MOST_NOTEBOOKS_OF_A_STUDENT = 50
 MOST_FILES_OF_A_STUDENT = 1_000  # in a zip of the student's own
 MOST_FILES_OF_A_CLASS = 100_000
 DEEPEST_ZIP = 3  # the platform's zip, the student's zip in it, and one more
@@ -107,6 +108,10 @@ def collect(source: Path) -> list[Submission]:
         elif file.name.endswith(".ipynb"):
             submission.notebooks.append(file)
     for submission in found.values():
+        if len(submission.notebooks) > MOST_NOTEBOOKS_OF_A_STUDENT:
+            del submission.notebooks[MOST_NOTEBOOKS_OF_A_STUDENT:]
+            read = f"only the first {MOST_NOTEBOOKS_OF_A_STUDENT} notebooks were read"
+            submission.problems.append(read)
         if not submission.notebooks and not submission.problems:
             submission.problems.append("no notebook was handed in")
     return [found[student] for student in sorted(found, key=str.casefold)]
