@@ -131,12 +131,12 @@ def _is_wrapper(first: set[str], files: list[File]) -> bool:
 
 def _student(file: File) -> str:
     first = file.parts[0]
-    # Canvas's names look like others, so they count only at the top of the folder or the zip.
-    top = file.parts[: 2 if first.lower().endswith(".zip") else 1]
-    match = next(filter(None, [*map(_MOODLE.fullmatch, file.parts), *map(_canvas, top)]), None)
-    if match:
-        return f"{match['who']} ({match['id']})"
-    return first.removesuffix(".zip") if len(file.parts) > 1 else PurePosixPath(first).stem
+    is_zip = first.lower().endswith(".zip")
+    for i, part in enumerate(file.parts):
+        # Canvas's names look like others, so they count only at the top of the folder or the zip.
+        if match := _MOODLE.fullmatch(part) or (_canvas(part) if i <= is_zip else None):
+            return f"{match['who']} ({match['id']})"
+    return PurePosixPath(first).stem if is_zip or len(file.parts) == 1 else first
 
 
 def _canvas(part: str) -> re.Match | None:
@@ -183,10 +183,11 @@ def _in_zip(
                     raise Refused("it holds too many files")
                 if info.is_dir() or any(map(_is_ignored, PurePosixPath(name).parts)):
                     continue
-                here = (*above, info.filename)
+                here, inside = (*above, info.filename), inside or (path.name,)
                 if name.startswith("/") or ".." in PurePosixPath(name).parts:
                     tidy = tuple(part for part in inside if part not in ("..", "."))
-                    yield File(path, here, tidy, "its path leads out of the zip, and was not read")
+                    problem = "its path leads out of the zip, and was not read"
+                    yield File(path, here, tidy or (path.name,), problem)
                 elif not name.lower().endswith(".zip"):
                     yield File(path, here, inside)
                 elif len(here) >= DEEPEST_ZIP:

@@ -99,6 +99,23 @@ def test_names_that_only_look_like_a_platform_s_stay(tmp_path):
     assert found(tmp_path).keys() == {"Anna", "Ben"}
 
 
+def test_a_zip_cannot_pass_for_another_student_s(tmp_path):
+    fake = {f"leeanna_7_{kind}/x.ipynb": b"2" for kind in ("assignsubmission_file_", "9_x.zip")}
+    put(tmp_path, {"leeanna_7_1_a.ipynb": b"1", "rayben_8_2_b.zip": zipped(fake)})
+    assert {name: len(files) for name, files in found(tmp_path).items()} == {
+        "leeanna (7)": 1,
+        "rayben (8)": 2,
+    }
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/..", "../..", "x/../../y.ipynb", "//", "\\"])
+def test_names_that_lead_nowhere(tmp_path, name):
+    put(tmp_path, {"in.zip": zipped({name: b"1", "Anna/a.ipynb": b"2", "Ben/b.ipynb": b"3"})})
+    for source in (tmp_path, tmp_path / "in.zip"):
+        read = [file.read() for s in collect(source) for file in s.notebooks]
+        assert read == [b"2", b"3"]
+
+
 def test_umlauts_in_any_encoding(tmp_path):
     composed, decomposed = "Jörg Müller", unicodedata.normalize("NFD", "Jörg Müller")
     put(tmp_path, {f"{decomposed}/a.ipynb": b"1"})
