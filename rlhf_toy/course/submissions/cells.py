@@ -1,7 +1,7 @@
 """Find an exercise's function in a notebook, and the statements that it needs.
 
 Only top-level statements are looked at, one by one: the last one that defines the function, and
-for each name that it uses the last one that defines this name, and so on. Training runs, prints and
+for each name that it uses the one that defines this name, and so on. Training runs, prints and
 plots of the notebook are not needed, so they never run.
 """
 
@@ -70,33 +70,45 @@ class Notebook:
         """Return the statements that define a function and what it needs; [] if there is none.
 
         A call of `exercises.check` counts as a definition of other exercises, but not of this one.
-        If no statement defines the name, what is passed to `check` for it does.
+        If no statement defines the name, what is passed to `check` for it does. Names mean what
+        they meant when the function was checked: the notebook may use them again further down.
         """
-        statements = [s for s in self.statements if s.checks != name]
-        definitions = [s for s in statements if name in s.defines]
-        if name not in self.checked and not any(s.kind == FUNCTION for s in definitions):
-            return []  # notebooks use these names for imports and variables as well
-        if not definitions:
-            if name in self.checked[name].uses:
-                return []
+        statements = list(self.statements)
+        definitions = [
+            (s.kind != IMPORT, i)  # a later import is the notebook's own, so it counts for less
+            for i, s in enumerate(statements)
+            if name in s.defines and s.checks != name
+        ]
+        if name not in self.checked:
+            # Notebooks use these names for imports and variables as well.
+            definitions = [(True, i) for _, i in definitions if statements[i].kind == FUNCTION]
+        elif not definitions and name not in self.checked[name].uses:
+            definitions = [(True, len(statements))]
             statements.append(self.checked[name])
+        if not definitions:
+            return []
+        start = max(definitions)[1]
+        checks = [i for i, s in enumerate(statements) if s.checks == name and i > start]
+        end = min(checks, default=len(statements))
         stars = [i for i, s in enumerate(statements) if "*" in s.defines]
         chosen: set[int] = set()
-        # A later import is the notebook's own, so it counts only if nothing else defines the name.
-        places = [(s.kind != IMPORT, i) for i, s in enumerate(statements) if name in s.defines]
-        todo = [max(places)[1]]
+        todo = [start]
         while todo:
             i = todo.pop()
             if i in chosen:
                 continue
             chosen.add(i)
             for used in statements[i].uses | statements[i].uses_later:
-                places = [j for j, s in enumerate(statements) if used in s.defines]
+                places = [
+                    j for j, s in enumerate(statements) if used in s.defines and s.checks != name
+                ]
                 # While a statement runs, it sees what was defined before it.
-                before = [j for j in places if j < i] if used in statements[i].uses else []
-                last = (before or places)[-1:]
+                limit = i if used in statements[i].uses else end
+                last = ([j for j in places if j < limit] or places)[-1:]
                 todo += last or stars
-                todo += [j for j, s in enumerate(statements) if last < [j] and used in s.changes]
+                todo += [
+                    j for j, s in enumerate(statements[:end]) if last < [j] and used in s.changes
+                ]
         return [statements[i] for i in sorted(chosen)]
 
 

@@ -49,6 +49,13 @@ def test_a_statement_sees_what_was_defined_before_it_and_a_function_what_is_last
     assert run("n = 1", "n = n + 1", "n += 1", "def f(): return n")["f"]() == 3
 
 
+def test_names_mean_what_they_meant_at_the_check():
+    """The notebook's own cells may use a helper's name again, for something else."""
+    cells = ["def solve(): return 1\ntable = [1]", "def f(): return solve(), table", CHECK]
+    assert run(*cells, "solve = 1 / 0", "table.append(2)")["f"]() == (1, [1])
+    assert run("def f(): return late()", CHECK, "def late(): return 5")["f"]() == 5
+
+
 def test_changes_of_a_needed_object_are_run():
     found = run(
         "import torch",

@@ -100,7 +100,13 @@ def test_an_interrupt_ends_a_run_and_its_processes(tmp_path):
     folder, output = tmp_path / "Übung 8", tmp_path / "graded"
     put(class_of_12(), folder)
     command = [*COMMAND, str(folder), "--output", str(output)]
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
+    )
     while not list(output.glob("finished/*.json")) and run.poll() is None:
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
