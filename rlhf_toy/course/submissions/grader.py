@@ -159,9 +159,12 @@ class _Judge:
         folder = tempfile.mkdtemp(prefix="rlhf_toy-")
         os.chmod(folder, 0o755)
         reader, writer = os.pipe()
+        # Python loses an interrupt that comes while it forks, so this one comes afterwards.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         pid = os.fork()
         if pid == 0:
             sandbox.leave_after(lambda: _serve(submission, Path(folder), writer))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.close(writer)
         return cls(submission, pid, reader, folder, time.monotonic() + SECONDS_OF_A_SUBMISSION)
 
