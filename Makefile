@@ -8,6 +8,7 @@ RUN := $(VENV)/bin/python -m
 WORKERS ?= 2
 SOLVED = tests/notebooks/test_solved.py
 BROWSER = tests/browser
+SITE_CHECK = $(BROWSER)/test_site.py
 TRL_TRAINERS = tests/bridge/test_trainers.py
 UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q \
 	--ignore $(SOLVED) --ignore $(BROWSER) --ignore $(TRL_TRAINERS)
@@ -16,16 +17,18 @@ UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q \
 NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
 	--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks $(SOLVED)
 
-# JupyterLab in a real browser; where there is no Chromium the tests say so and are skipped.
+# JupyterLab and the site in a real browser; where there is no Chromium the tests say so and are skipped.
 BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
 
-.PHONY: help course test lab notebooks figures lint test-colab test-browser test-bridge mutants clean
+.PHONY: help course site site-check test lab notebooks figures lint test-colab test-browser test-bridge mutants clean
 
 help:
-	@echo "make course      run all notebooks into a browsable HTML folder"
+	@echo "make course      run all notebooks and make the course's site from them: build/course"
+	@echo "make site        make the site from the notebooks' saved outputs: build/site"
+	@echo "make site-check  look for dead links and at every page through Chromium"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make test        unit tests, the notebooks against their saved outputs, and test-browser"
-	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
+	@echo "make test-browser  the notebooks in JupyterLab and the site, through Chromium (if it is there)"
 	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
 	@echo "make test-bridge  TRL's trainers against the exact optimum, and several processes"
 	@echo "make mutants     make small faults in the core and count those that no test notices"
@@ -35,7 +38,13 @@ help:
 	@echo "make clean       remove the environments and everything that was built"
 
 course: $(VENV)/stamp
-	$(RUN) rlhf_toy course
+	$(RUN) rlhf_toy course --jobs $(WORKERS)
+
+site: $(VENV)/stamp
+	$(RUN) rlhf_toy course --saved --output build/site --jobs $(WORKERS)
+
+site-check: $(VENV)/stamp
+	$(VENV)/bin/python -m pytest -q -rs --no-header $(SITE_CHECK)
 
 test: $(VENV)/stamp
 	$(call UNIT_TESTS,$(VENV))
@@ -49,7 +58,7 @@ lab: $(VENV)/stamp
 	$(RUN) jupyter lab notebooks
 
 notebooks: $(VENV)/stamp
-	$(RUN) rlhf_toy course --in-place
+	$(RUN) rlhf_toy course --in-place --jobs $(WORKERS)
 
 figures: $(VENV)/stamp
 	mkdir -p figures
@@ -76,9 +85,9 @@ clean:
 	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Colab has neither TRL nor Dask: its lane shows that the course runs without these extras.
+# Colab has neither TRL nor Dask nor Sphinx: its lane shows that the course runs without these extras.
 EXTRAS := dev
-$(VENV)/stamp: EXTRAS := dev,bridge,cluster
+$(VENV)/stamp: EXTRAS := dev,bridge,cluster,site
 $(VENV)/stamp: constraints.txt
 $(VENV_COLAB)/stamp: constraints-colab.txt
 $(VENV)/stamp $(VENV_COLAB)/stamp: requirements.txt pyproject.toml

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_toy.course.commands.usage import UsageError, check_writable
+from rlhf_toy.course.commands.usage import UsageError, check_jobs, check_writable
 
 # How far a rerun may be from the saved result, in standard deviations over the condition's seeds.
 TOLERANCE = 2.0
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: an option that cannot be used, or a saved file that is damaged or comes from
             another version of the study.
     """
-    if args.jobs == 0 or args.jobs < -1:
-        raise UsageError(f"--jobs must be at least 1, or -1 for one per core, got {args.jobs}")
+    check_jobs(args.jobs)
     path, unfinished = (args.output / f"{args.name}{end}.json" for end in ("", ".unfinished"))
     if args.recheck and not os.path.isfile(path):
         raise UsageError(f"--recheck: there is no file {path}; run the study without --recheck")

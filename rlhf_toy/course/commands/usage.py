@@ -16,6 +16,16 @@ class UsageError(ValueError):
     """
 
 
+def check_jobs(jobs: int) -> None:
+    """Check the number of processes.
+
+    Raises:
+        UsageError: neither at least 1 nor -1.
+    """
+    if jobs == 0 or jobs < -1:
+        raise UsageError(f"--jobs must be at least 1, or -1 for one per core, got {jobs}")
+
+
 def check_writable(option: str, path: Path) -> Path:
     """Return the file that writing to `path` would create or replace, see `files.check_output`.
 
