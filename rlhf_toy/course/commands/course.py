@@ -92,9 +92,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{build.ROOT} is not a checkout of the course: it has no folder docs")
     if importlib.util.find_spec("myst_nb") is None:
         raise UsageError("Sphinx is not installed: pip install -e .[site] -c constraints.txt")
-    output, cache = _check_folder("--output", args.output), _check_folder("--cache", args.cache)
+    output, cache = args.output.resolve(), args.cache.resolve()
     if output.is_relative_to(cache) or cache.is_relative_to(output):
-        raise UsageError(f"--cache: {cache} and --output {output} must not contain one another")
+        raise UsageError(
+            f"--cache: {cache} contains --output, or lies in it: choose another folder"
+        )
+    _check_folder("--output", output)
+    _check_folder("--cache", cache)
 
     for folder in ("executed", "sphinx"):
         (cache / folder).mkdir(parents=True, exist_ok=True)
@@ -129,13 +133,12 @@ def _save(notebooks: Mapping[Path, NotebookNode]) -> None:
             file.write((nbformat.writes(notebook) + "\n").encode())
 
 
-def _check_folder(option: str, folder: Path) -> Path:
-    """Return the absolute path of a folder that may be replaced or made.
+def _check_folder(option: str, folder: Path) -> None:
+    """Check that a folder, given by its absolute path, may be replaced or made.
 
     Raises:
         UsageError: it holds anything but what was made here, or cannot be created.
     """
-    folder = folder.resolve()
     if Path.cwd().is_relative_to(folder):
         raise UsageError(f"{option}: {folder} contains the working folder; choose another folder")
     try:
@@ -146,7 +149,6 @@ def _check_folder(option: str, folder: Path) -> Path:
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.").cleanup()
     except OSError as error:
         raise UsageError(f"{option}: cannot create {folder}: {error.strerror}") from None
-    return folder
 
 
 def _put_in_place(pages: Path, output: Path) -> None:

@@ -35,7 +35,7 @@ def run_all(
         notebooks: by their files; changed in place: outputs and execution counts.
         store: the folder of the outputs.
         timeout: the time limit of a cell, in seconds.
-        jobs: the number of processes, -1 for one per core.
+        jobs: how many run at the same time, -1 for one per core.
 
     Returns:
         What went wrong, for each notebook that failed.
@@ -50,7 +50,8 @@ def run_all(
     }
     failures = {}
     todo = {path: file for path, file in kept.items() if not file.is_file()}
-    results = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+    # Threads are enough: the work is done by the notebooks' kernels, which are processes.
+    results = Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered")(
         delayed(_run_one)(notebooks[path], path, file, timeout) for path, file in todo.items()
     )
     with tqdm(results, total=len(todo), unit="notebook", disable=not todo) as bar:
@@ -107,6 +108,7 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int) -> None:
         timeout=timeout,
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--log-level=ERROR"],  # no warning about encryption from every kernel
         on_cell_start=note_start,
     )
     try:
@@ -145,7 +147,7 @@ def drop_widgets(notebook: NotebookNode) -> None:
 def _run_one(
     notebook: NotebookNode, path: Path, file: Path, timeout: int
 ) -> tuple[Path, float, str | None]:
-    """Run a notebook in a process of its own and write its outputs to a file.
+    """Run a notebook and write its outputs to a file.
 
     Returns:
         The notebook's file, how long it took in seconds, and what went wrong.
@@ -159,17 +161,19 @@ def _run_one(
         return path, time.perf_counter() - start, str(error)
     drop_widgets(notebook)
     with atomic_file(file, text=True) as kept:
-        json.dump([[cell.execution_count, cell.outputs] for cell in _code(notebook)], kept)
+        cells = [[cell.execution_count, cell.outputs] for cell in _code(notebook)]
+        json.dump({"language_info": notebook.metadata.language_info, "cells": cells}, kept)
     return path, time.perf_counter() - start, None
 
 
-def _restore(notebook: NotebookNode, outputs: list[list[Any]]) -> None:
+def _restore(notebook: NotebookNode, run: dict[str, Any]) -> None:
     """Put the outputs of a run into a notebook."""
     from nbformat import from_dict
 
     notebook.metadata.pop("widgets", None)
-    for cell, (count, found) in zip(_code(notebook), outputs, strict=True):
-        cell.execution_count, cell.outputs = count, from_dict(found)
+    notebook.metadata.language_info = run["language_info"]
+    for cell, (count, outputs) in zip(_code(notebook), run["cells"], strict=True):
+        cell.execution_count, cell.outputs = count, from_dict(outputs)
 
 
 def _code(notebook: NotebookNode) -> Iterator[NotebookNode]:
