@@ -85,7 +85,7 @@ clean:
 	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Colab has neither TRL nor Dask nor Sphinx: its lane shows that the course runs without these extras.
+# Colab has no TRL, Dask or Sphinx: its lane shows that the course runs without these extras.
 EXTRAS := dev
 $(VENV)/stamp: EXTRAS := dev,bridge,cluster,site
 $(VENV)/stamp: constraints.txt
