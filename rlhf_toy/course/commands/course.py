@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     (cache / MARKER).touch()
     if not args.saved:
         failures = execution.run_all(notebooks, cache / "executed", args.timeout, args.jobs)
-        for path, failure in failures.items():
+        for path, failure in sorted(failures.items()):
             print(f"{path}: {failure}", file=sys.stderr)
         if failures:
             print(f"No page was made, and those of an earlier run are as they were: {output}")

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def run_all(
     data, versions and recorded answers. A failure stops no other notebook.
 
     Args:
-        notebooks: by their files; changed in place: outputs and execution counts.
+        notebooks: by their files in one folder; their outputs and execution counts change.
         store: the folder of the outputs.
         timeout: the time limit of a cell, in seconds.
         jobs: how many run at the same time, -1 for one per core.
@@ -43,20 +44,20 @@ def run_all(
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    surroundings = {folder: _surroundings(folder) for folder in {p.parent for p in notebooks}}
+    surroundings = _surroundings(next(iter(notebooks)).parent)
     kept = {
-        path: store / f"{path.stem}.{_key(notebook, surroundings[path.parent])}.json"
+        path: store / f"{path.stem}.{_key(notebook, surroundings)}.json"
         for path, notebook in notebooks.items()
     }
-    failures = {}
     todo = {path: file for path, file in kept.items() if not file.is_file()}
+    failures = {}
     # Threads are enough: the work is done by the notebooks' kernels, which are processes.
     results = Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered")(
         delayed(_run_one)(notebooks[path], path, file, timeout) for path, file in todo.items()
     )
     with tqdm(results, total=len(todo), unit="notebook", disable=not todo) as bar:
         for path, seconds, failure in bar:
-            bar.write(f"{path.name}: {failure or f'ran in {seconds:.0f} s'}")
+            bar.write(f"{path.name} {'failed' if failure else 'ran'} in {seconds:.0f} s")
             if failure:
                 failures[path] = failure
     for path in set(kept) - set(failures):
@@ -189,9 +190,8 @@ def _key(notebook: NotebookNode, surroundings: str) -> str:
 
 def _surroundings(folder: Path) -> str:
     """Return a digest of what the notebooks in a folder use: code, data, versions, answers."""
-    from rlhf_toy.course.setup import dependencies
-
-    digest = hashlib.sha256(f"{platform.python_version()} {dependencies()}".encode())
+    installed = sorted(f"{package.name} {package.version}" for package in metadata.distributions())
+    digest = hashlib.sha256(f"{platform.python_version()} {installed}".encode())
     data = PACKAGE.parent / "figures" / "data"
     for path in sorted([*PACKAGE.rglob("*.py"), *data.glob("*.json"), *folder.glob("*.jsonl")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 STAR = "★"  # marks the core path
 FOLDED = {SETUP_TAG, "check"}  # cells with these tags open only on request
 ASK = "**People ask:**"
+SIDES = ("ours", "theirs")  # of the benchmark
 
 _ASKED = re.compile(rf"^> {re.escape(ASK)}.*(?:\n>.*)*", re.MULTILINE)
 _STARRED = re.compile(rf"^\| \[[^]]+\]\((\w+)\.ipynb\) {STAR} \|", re.MULTILINE)
@@ -120,11 +121,19 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 
 def benchmark(data: Mapping[str, Any]) -> str:
-    """Return the benchmark's machine and its table, from the content of its data file."""
-    machine = (f"- {_words(key)}: {_shown(value)}\n" for key, value in data["machine"].items())
-    rows = data["rows"]
-    body = table(map(_words, rows[0]), (map(_shown, row.values()) for row in rows))
-    return f"{''.join(machine)}\n{body}"
+    """Return the table of the benchmark, what is counted, and the machine, from its data file."""
+    head = ("", "beside", "ours, ms", "theirs, ms", "ratio", "share of sgemm")
+    rows, counted = [], {}
+    for row in data["rows"]:
+        times = (_with_range(row[f"{side}_ms"], row.get(f"{side}_range_ms")) for side in SIDES)
+        share = "" if row["share_of_sgemm"] is None else f"{row['share_of_sgemm']:.0%}"
+        ratio = _with_range(row["ratio"], row.get("ratio_range"))
+        rows.append((row["name"], row["contender"], *times, ratio, share))
+        counted[row["name"]] = row.get("counts", "")
+    lines = [f"- {name}: {what}\n" for name, what in counted.items() if what]
+    lines += ["\n## The machine\n\n"]
+    lines += [f"- {_words(key)}: {_shown(value)}\n" for key, value in data["machine"].items()]
+    return f"{table(head, rows)}\n{''.join(lines)}"
 
 
 def claims(data: Mapping[str, Any]) -> str:
@@ -166,10 +175,13 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def _with_range(value: float, ends: list[float] | None) -> str:
+    """Return a median with its range, if that is known."""
+    return f"{value:.3g} ({ends[0]:.3g} – {ends[1]:.3g})" if ends else f"{value:.3g}"
+
+
 def _shown(value: object) -> str:
     """Return a value of a data file as a reader wants it."""
     if isinstance(value, dict):
         return ", ".join(f"{_words(key)} {_shown(x)}" for key, x in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -139,19 +139,33 @@ def test_the_readme_becomes_two_pages():
     assert guide == "# For instructors\n\nBe kind.\n"
 
 
-def test_the_benchmark_is_its_machine_and_a_table():
-    data = {
-        "machine": {"cpu_model": "A", "versions": {"torch": "2", "trl": "1"}},
-        "rows": [{"name": "DPO step", "ours_ms": 17.123, "range": [16.0, 18.25]}],
+def test_the_benchmark_is_a_table_and_its_machine():
+    row = {
+        "name": "DPO step",
+        "counts": "256 pairs",
+        "contender": "TRL",
+        "ours_ms": 17.123,
+        "ours_range_ms": [16.0, 18.25],
+        "theirs_ms": 92.0,
+        "ratio": 5.373,
+        "ratio_range": [5.0, 6.0],
+        "share_of_sgemm": 0.4,
     }
+    data = {"machine": {"cpu": "A", "sgemm_gflops": 50.123}, "rows": [row]}
     assert pages.benchmark(data).splitlines() == [
-        "- cpu model: A",
-        "- versions: torch 2, trl 1",
+        "|  | beside | ours, ms | theirs, ms | ratio | share of sgemm |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| DPO step | TRL | 17.1 (16 – 18.2) | 92 | 5.37 (5 – 6) | 40% |",
         "",
-        "| name | ours ms | range |",
-        "| --- | --- | --- |",
-        "| DPO step | 17.1 | 16, 18.2 |",
+        "- DPO step: 256 pairs",
+        "",
+        "## The machine",
+        "",
+        "- cpu: A",
+        "- sgemm gflops: 50.1",
     ]
+    row["share_of_sgemm"] = None
+    assert "| 5.37 (5 – 6) |  |" in pages.benchmark(data)
 
 
 def test_the_claims_are_a_board_and_cards():
