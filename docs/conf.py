@@ -78,5 +78,8 @@ def _read_docstring(app, what, name, obj, options, lines):
 
 def setup(app):
     """Have Sphinx call the functions that prepare notebooks and docstrings."""
+    # All pages are made again if these functions, or the core path, have changed.
+    prepared_by = Path(pages.__file__).read_text("utf-8") + str(sorted(_core))
+    app.add_config_value("prepared_by", prepared_by, "env")
     app.connect("source-read", _read_notebook)
     app.connect("autodoc-process-docstring", _read_docstring, priority=400)  # before napoleon

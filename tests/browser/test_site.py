@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from rlhf_toy.course.commands.publish import github_place
 
 ROOT = Path(__file__).parents[2]
 LAPTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 800}
@@ -156,11 +159,13 @@ def test_every_link_leads_somewhere(built):
     assert not dead, "\n".join(dead)
 
 
-def test_no_button_leads_to_an_address_that_is_not_there(built):
-    site, _ = built
-    for path in site.rglob("*.html"):
-        text = path.read_text(encoding="utf-8")
-        assert "colab.research" not in text and "your-account" not in text.split("<body")[0]
+def test_a_button_leads_to_colab_if_the_course_has_an_address(built):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    place = github_place(project["urls"]["Repository"])
+    text = (built[0] / "notebooks" / "00_start_here.html").read_text(encoding="utf-8")
+    name = f"{place}/blob/main/notebooks/00_start_here.ipynb"
+    assert (f"https://colab.research.google.com/github/{name}" in text) == bool(place)
+    assert ("colab.research.google.com" in text) == bool(place)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -94,9 +94,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("Sphinx is not installed: pip install -e .[site] -c constraints.txt")
     output, cache = args.output.resolve(), args.cache.resolve()
     if output.is_relative_to(cache) or cache.is_relative_to(output):
-        raise UsageError(
-            f"--cache: {cache} contains --output, or lies in it: choose another folder"
-        )
+        raise UsageError(f"--output: {output} and --cache {cache} must not contain one another")
     _check_folder("--output", output)
     _check_folder("--cache", cache)
 

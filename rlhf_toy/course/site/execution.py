@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -113,7 +114,7 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int) -> None:
         on_cell_start=note_start,
     )
     try:
-        client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
+        asyncio.run(client.async_execute(env={**os.environ, "OMP_NUM_THREADS": "1"}))
     except CellExecutionError as error:
         reason = f"{error.ename}: {error.evalue}"
         raise CellFailed(f"cell {current + 1} failed: {reason}") from None

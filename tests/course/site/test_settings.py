@@ -10,7 +10,7 @@ from rlhf_toy.course.site import build
 pytest.importorskip("myst_nb", reason="the site needs the extra `site`")
 
 ROOT = Path(__file__).parents[3]
-UNPUBLISHED = "https://github.com/your-account/rlhf_toy"
+UNPUBLISHED = "https://github.com/your-account/a_course"
 
 
 @pytest.fixture
