@@ -31,8 +31,9 @@ _BOX = """
 def notebook_page(text: str, stem: str, is_core: bool) -> str:
     """Return the notebook from which a notebook's page is made.
 
-    Cells for setup and checks are folded, figures get their texts, and each question that people
-    ask gets a box with an address. The link to Colab goes, since the site has a button for it.
+    Cells for setup and checks are folded, figures get their texts, answers may hold formulas, and
+    each question that people ask gets a box with an address. The link to Colab goes, since the site
+    has a button for it.
 
     Args:
         text: the notebook's JSON.
@@ -50,6 +51,9 @@ def notebook_page(text: str, stem: str, is_core: bool) -> str:
             source = "".join(cell["source"])
             if is_core and not cells:
                 source = re.sub(r"^# .*", rf"\g<0> {STAR}", source)
+            # Without blank lines around it, an answer would be HTML, and its formulas not set.
+            source = re.sub(r"</summary>\s*", "</summary>\n\n", source)
+            source = re.sub(r"\s*</details>", "\n\n</details>", source)
             cell["source"] = _ASKED.sub(
                 lambda quote: "".join(
                     _BOX.format(address=_address(stem, next(numbers)), text=box)

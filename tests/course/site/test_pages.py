@@ -84,6 +84,12 @@ def test_each_question_gets_a_box_with_an_address():
     assert "(ask-07-a-b-3)=" in second.source
 
 
+def test_an_answer_is_apart_from_its_html():
+    answer = "1. Why?\n\n<details><summary>answer</summary>\nBecause $x$.\n</details>\n\n2. How?"
+    (cell,) = page(new_markdown_cell(answer))
+    assert "</summary>\n\nBecause $x$.\n\n</details>\n\n2. How?" in cell.source
+
+
 def test_the_list_of_questions_leads_to_the_boxes():
     asked = notebook(new_markdown_cell("# 07 · A"), new_markdown_cell(ASKED))
     text = pages.people_ask({"06_quiet": notebook(new_markdown_cell("# No")), "07_a_b": asked})
