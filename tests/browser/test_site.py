@@ -50,7 +50,7 @@ LOOK = r"""() => {
   const over = document.documentElement.scrollWidth - window.innerWidth;
   const widest = [...article.querySelectorAll('*')]
     .filter(element => element.getBoundingClientRect().right > window.innerWidth + 1).pop();
-  if (over > 1) wrong.push(`the page is ${over} pixels too wide, perhaps by ${widest && short(widest)}`);
+  if (over > 1) wrong.push(`${over} pixels too wide, perhaps by ${widest && short(widest)}`);
 
   // Contrast of text with what is behind it, as WCAG 2 defines it.
   const parse = colour => (colour.match(/[\d.]+/g) ?? []).map(Number);

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,6 @@ def run_all(
     Returns:
         What went wrong, for each notebook that failed.
     """
-    from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
     surroundings = _surroundings(next(iter(notebooks)).parent)
@@ -53,14 +53,21 @@ def run_all(
     todo = {path: file for path, file in kept.items() if not file.is_file()}
     failures = {}
     # Threads are enough: the work is done by the notebooks' kernels, which are processes.
-    results = Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered")(
-        delayed(_run_one)(notebooks[path], path, file, timeout) for path, file in todo.items()
-    )
-    with tqdm(results, total=len(todo), unit="notebook", disable=not todo) as bar:
-        for path, seconds, failure in bar:
-            bar.write(f"{path.name} {'failed' if failure else 'ran'} in {seconds:.0f} s")
-            if failure:
-                failures[path] = failure
+    pool = ThreadPoolExecutor(os.cpu_count() if jobs == -1 else jobs)
+    runs = [
+        pool.submit(_run_one, notebooks[path], path, file, timeout) for path, file in todo.items()
+    ]
+    with tqdm(as_completed(runs), total=len(runs), unit="notebook", disable=not runs) as bar:
+        try:
+            for done in bar:
+                path, seconds, failure = done.result()
+                bar.write(f"{path.name} {'failed' if failure else 'ran'} in {seconds:.0f} s")
+                if failure:
+                    failures[path] = failure
+        except KeyboardInterrupt:
+            bar.write("Stopped. The notebooks that have run will not run again.")
+            # The threads still wait for their kernels, which end as soon as this process has.
+            os._exit(130)
     for path in set(kept) - set(failures):
         _restore(notebooks[path], json.loads(kept[path].read_text("utf-8")))
         for older in store.glob(f"{path.stem}.*.json"):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -220,6 +225,25 @@ os.environ["OMP_NUM_THREADS"]"""
     for path in (tmp_path / "notebooks").glob("*.ipynb"):
         (output,) = nbformat.read(path, as_version=4).cells[0].outputs
         assert output.data["text/plain"] == "'1'"
+
+
+def test_ctrl_c_stops_at_once_and_leaves_no_kernel(notebooks, tmp_path):
+    code = "import os, pathlib, time\npathlib.Path('pid').write_text(f'{os.getpid()} ')"
+    _write(notebooks, "00_first.ipynb", new_code_cell(f"{code}\ntime.sleep(99)"))
+    options = ["--notebooks", notebooks, "--output", tmp_path / "course", "--jobs", "1"]
+    command = [sys.executable, "-m", "rlhf_toy", "course", *options, "--cache", tmp_path / "cache"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    pid = notebooks / "pid"
+    while not (pid.exists() and pid.read_text().endswith(" ")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert "Stopped." in process.communicate(timeout=30)[0]
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):  # not at once, but within seconds
+        for _ in range(300):
+            os.kill(int(pid.read_text()), 0)
+            time.sleep(0.1)
 
 
 def test_saved_outputs_are_shown_without_a_run(tmp_path, plain_pages):
