@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         for path, failure in sorted(failures.items()):
             print(f"{path}: {failure}", file=sys.stderr)
         if failures:
-            print(f"No page was made, and those of an earlier run are as they were: {output}")
+            print(f"No pages were made; those of an earlier run, if any, are still in {output}")
             return 1
     if args.in_place:
         _save(notebooks)
