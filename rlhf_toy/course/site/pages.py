@@ -187,5 +187,5 @@ def _with_range(value: float, ends: list[float] | None) -> str:
 def _shown(value: object) -> str:
     """Return a value of a data file as a reader wants it."""
     if isinstance(value, dict):
-        return ", ".join(f"{_words(key)} {_shown(x)}" for key, x in value.items())
+        return "; ".join(f"{_words(key)} {_shown(x)}" for key, x in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)

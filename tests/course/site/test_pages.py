@@ -178,7 +178,7 @@ def test_the_claims_are_a_board_and_cards():
     row = {
         "name": "hidden_context",
         "claim": "P(a|b) falls.",
-        "measured": {"A ahead by": 0.4142},
+        "measured": {"A ahead by": 0.4142, "n": 3},
         "verdict": "holds",
     }
     assert pages.claims({"rows": [row]}).splitlines() == [
@@ -189,7 +189,7 @@ def test_the_claims_are_a_board_and_cards():
         "## hidden context",
         "",
         "- *claim*: P(a|b) falls.",
-        "- *measured*: A ahead by 0.414",
+        "- *measured*: A ahead by 0.414; n 3",
         "- *verdict*: holds",
     ]
 
