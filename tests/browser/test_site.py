@@ -68,7 +68,7 @@ LOOK = r"""() => {
   for (const element of article.querySelectorAll('*')) {
     const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
     if (!own || !element.checkVisibility({visibilityProperty: true})) continue;
-    if (element.closest('mjx-container, .headerlink, kbd')) continue;
+    if (element.closest('mjx-container, .headerlink, .search-button__kbd-shortcut')) continue;
     const colour = getComputedStyle(element).color, ground = behind(element);
     const key = colour + ground;
     if (seen.has(key)) continue;

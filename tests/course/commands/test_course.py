@@ -232,13 +232,21 @@ def test_ctrl_c_stops_at_once_and_leaves_no_kernel(notebooks, tmp_path):
     _write(notebooks, "00_first.ipynb", new_code_cell(f"{code}\ntime.sleep(99)"))
     options = ["--notebooks", notebooks, "--output", tmp_path / "course", "--jobs", "1"]
     command = [sys.executable, "-m", "rlhf_toy", "course", *options, "--cache", tmp_path / "cache"]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    pid = notebooks / "pid"
-    while not (pid.exists() and pid.read_text().endswith(" ")):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert "Stopped." in process.communicate(timeout=30)[0]
+    with subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
+    ) as process:
+        pid = notebooks / "pid"
+        while not (pid.exists() and pid.read_text().endswith(" ")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert "Stopped." in process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
     assert process.returncode == 130
     with pytest.raises(ProcessLookupError):  # not at once, but within seconds
         for _ in range(300):
