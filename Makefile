@@ -11,6 +11,7 @@ RUN := $(VENV)/bin/python -m
 WORKERS ?= 2
 SOLVED = tests/notebooks/test_solved.py
 BROWSER = tests/browser
+SITE_CHECK = $(BROWSER)/test_site.py
 TRL_TRAINERS = tests/bridge/test_trainers.py
 RERUNS = tests/course/studies/test_reruns.py
 CLASS = tests/course/submissions/test_class_of_80.py
@@ -21,17 +22,19 @@ UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q $(addp
 NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
 	--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks $(SOLVED)
 
-# JupyterLab in a real browser; where there is no Chromium the tests say so and are skipped.
+# JupyterLab and the site in a real browser; where there is no Chromium the tests say so and are skipped.
 BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
 
-.PHONY: help course test lab notebooks figures lint clean
+.PHONY: help course site site-check test lab notebooks figures lint clean
 .PHONY: test-colab test-browser test-bridge test-class test-studies test-newest bench mutants
 
 help:
-	@echo "make course      run all notebooks into a browsable HTML folder"
+	@echo "make course      run all notebooks and make the course's site from them: build/course"
+	@echo "make site        make the site from the notebooks' saved outputs: build/site"
+	@echo "make site-check  look for dead links and at every page through Chromium"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make test        unit tests, the notebooks against their saved outputs, and test-browser"
-	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
+	@echo "make test-browser  the notebooks in JupyterLab and the site, through Chromium (if it is there)"
 	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
 	@echo "make test-bridge  TRL's trainers against the exact optimum, and several processes"
 	@echo "make bench       our speed beside that of TRL, transformers and choix"
@@ -45,7 +48,13 @@ help:
 	@echo "make clean       remove the environments and everything that was built"
 
 course: $(VENV)/stamp
-	$(RUN) rlhf_toy course
+	$(RUN) rlhf_toy course --jobs $(WORKERS)
+
+site: $(VENV)/stamp
+	$(RUN) rlhf_toy course --saved --output build/site --jobs $(WORKERS)
+
+site-check: $(VENV)/stamp
+	$(VENV)/bin/python -m pytest -q -rs --no-header $(SITE_CHECK)
 
 test: $(VENV)/stamp
 	$(call UNIT_TESTS,$(VENV))
@@ -59,7 +68,7 @@ lab: $(VENV)/stamp
 	$(RUN) jupyter lab notebooks
 
 notebooks: $(VENV)/stamp
-	$(RUN) rlhf_toy course --in-place
+	$(RUN) rlhf_toy course --in-place --jobs $(WORKERS)
 
 figures: $(VENV)/stamp
 	mkdir -p figures
@@ -103,9 +112,9 @@ clean:
 	rm -rf $(VENV) $(VENV_COLAB) $(VENV_NEWEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Colab has neither TRL nor Dask: its lane shows that the course runs without these extras.
+# Colab has no TRL, Dask or Sphinx: its lane shows that the course runs without these extras.
 EXTRAS := dev,pool
-$(VENV)/stamp $(VENV_NEWEST)/stamp: EXTRAS := dev,pool,bridge,cluster
+$(VENV)/stamp $(VENV_NEWEST)/stamp: EXTRAS := dev,pool,bridge,cluster,site
 $(VENV_NEWEST)/stamp: PYTHON := $(NEWEST_PYTHON)
 $(VENV)/stamp: constraints.txt
 $(VENV_COLAB)/stamp: constraints-colab.txt

@@ -51,8 +51,8 @@ def test_every_pin_is_one_exact_public_version(file):
 def test_every_range_admits_the_pinned_version(file):
     extras = PROJECT["optional-dependencies"]
     ranges = [*_requirements("requirements.txt").values()]
-    beside = extras["bridge"] + extras["cluster"] if file == "constraints.txt" else []
-    ranges += map(Requirement, extras["dev"] + extras["pool"] + beside)
+    beside = ("bridge", "cluster", "site") if file == "constraints.txt" else ()
+    ranges += [Requirement(line) for name in ("dev", "pool", *beside) for line in extras[name]]
     pins = _requirements(file)
     for wanted in ranges:
         (pin,) = pins[wanted.name.lower()].specifier

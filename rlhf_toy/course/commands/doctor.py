@@ -116,7 +116,6 @@ def check_jupyter(_: Path) -> Iterator[Finding]:
     """Check that notebooks can be opened, run and tested."""
     for name, purpose in (
         ("jupyterlab", "to open the notebooks"),
-        ("nbconvert", "for `course`"),
         ("nbval", "to test the notebooks"),
     ):
         version = installed_version(name)

@@ -134,14 +134,18 @@ def setup_cell(repo: str, version: str) -> str:
     return SETUP_CELL.format(repo=repo, version=version)
 
 
+def github_place(repo: str) -> str | None:
+    """Return OWNER/NAME if the course has been published on GitHub, else None."""
+    github = _GITHUB.fullmatch(repo)
+    return github[1] if github and not github[1].startswith(UNPUBLISHED) else None
+
+
 def badge_cell(repo: str, name: str) -> str:
     """Return the Markdown of the badge cell: a link to Colab if the course is on GitHub."""
-    github = _GITHUB.fullmatch(repo)
-    if github and github[1].startswith(UNPUBLISHED):
-        return NOT_YET
-    if github:
-        return BADGE.format(place=github[1], name=name)
-    return NO_BADGE.format(repo=repo)
+    place = github_place(repo)
+    if place:
+        return BADGE.format(place=place, name=name)
+    return NOT_YET if _GITHUB.fullmatch(repo) else NO_BADGE.format(repo=repo)
 
 
 def tagged_cell(notebook: NotebookNode, tag: str, cell_type: str) -> NotebookNode:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 MOST_PREFERENCES = 10_000_000  # that a command collects
+MOST_JOBS = 10_000
 
 
 class UsageError(ValueError):
@@ -16,6 +17,17 @@ class UsageError(ValueError):
 
     Commands raise it while they check their arguments, before they write anything.
     """
+
+
+def check_jobs(jobs: int) -> None:
+    """Check the number of processes.
+
+    Raises:
+        UsageError: neither from 1 to 10,000 nor -1.
+    """
+    if jobs != -1 and not 1 <= jobs <= MOST_JOBS:
+        limits = f"from 1 to {MOST_JOBS}, or -1 for one per core"
+        raise UsageError(f"--jobs must be {limits}, got {jobs}")
 
 
 def check_writable(option: str, path: Path) -> Path:

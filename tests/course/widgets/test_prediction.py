@@ -4,8 +4,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from rlhf_toy.course import record
-from rlhf_toy.course.commands.course import drop_widgets
 from rlhf_toy.course.exercises import predict, predicted
+from rlhf_toy.course.site.execution import drop_widgets
 from rlhf_toy.course.widgets import parts, prediction
 
 
