@@ -14,10 +14,15 @@ from rlhf_toy.course.exercises.inputs import random_numbers
 
 
 def decide(effects: Tensor, least: float) -> Tensor:
-    """Return 1 for each prediction that is shown, −1 if it is refuted, 0 if it is open, [P]."""
+    """Return 1 for each prediction that is shown, −1 if it is refuted, 0 if it is open, [P].
+
+    Shown: the 95 % interval of the mean over the seeds of `effects` [S, P] lies above `least`.
+    Refuted: it lies below.
+    """
     seeds = len(effects)
     half = student_t.ppf(0.975, seeds - 1) * effects.std(0) / seeds**0.5
-    return _sides(effects.mean(0), half, least)
+    low, high = effects.mean(0) - half, effects.mean(0) + half
+    return (low > least).int() - (high < least).int()
 
 
 def _sides(mean: Tensor, half: Tensor | float, least: float) -> Tensor:
@@ -122,16 +127,19 @@ def chosen_gain(W: Tensor, h: Tensor, chosen: int, rejected: int, rate: float) -
     Gradient steps on the margin move h by W[chosen] − W[rejected] and, `rate` times as fast,
     W[chosen] by h and W[rejected] by −h.
     """
-    p = (W @ h).softmax(0)
-    return _gain(W, h, chosen, rejected, rate, p @ W, 1 - p[chosen] + p[rejected])
+    p, step, size = (W @ h).softmax(0), W[chosen] - W[rejected], h @ h
+    rise = (W[chosen] - p @ W) @ step + rate * size * (1 - p[chosen] + p[rejected])
+    return rise / (step @ step + 2 * rate * size)
 
 
-def _gain(
-    W: Tensor, h: Tensor, c: int, r: int, rate: float, average: Tensor | float, own: Tensor | float
-) -> Tensor:
-    """The gain, given what the normaliser takes off: the mean of W, and part of W's own steps."""
-    step, size = W[c] - W[r], h @ h
-    return ((W[c] - average) @ step + rate * size * own) / (step @ step + 2 * rate * size)
+def _gain_over(average: Callable[[Tensor], Tensor | float]) -> Callable:
+    """A gain in which another average of W is taken off, and nothing of W's own steps."""
+
+    def answer(W: Tensor, h: Tensor, c: int, r: int, rate: float) -> Tensor:
+        step, size = W[c] - W[r], h @ h
+        return ((W[c] - average(W)) @ step + rate * size) / (step @ step + 2 * rate * size)
+
+    return answer
 
 
 def _gain_cases() -> list[Case]:
@@ -169,13 +177,13 @@ _GAIN = Exercise(
             "others forgotten",
             "That is the change of the chosen response's logit. What do the other logits do to its "
             "probability?",
-            lambda W, h, c, r, rate: _gain(W, h, c, r, rate, 0.0, 1.0),
+            _gain_over(lambda W: 0.0),
         ),
         Mistake(
             "plain mean",
             "You count all responses alike. Does a response that is never given matter as much as "
             "one that is given often?",
-            lambda W, h, c, r, rate: _gain(W, h, c, r, rate, W.mean(0), 1.0),
+            _gain_over(lambda W: W.mean(0)),
         ),
         Mistake(
             "not per nat",
