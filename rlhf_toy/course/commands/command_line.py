@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rlhf_toy.course.commands import course, doctor, export, publish, study, tour
+from rlhf_toy.course.commands import claims, course, doctor, export, publish, study, tour
 from rlhf_toy.course.commands.usage import UsageError
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": doctor,
     "course": course,
     "study": study,
+    "claims": claims,
     "publish": publish,
     "export": export,
 }

@@ -42,6 +42,26 @@ def load(name: str) -> list[dict[str, Any]]:
         FileNotFoundError: the study has not been run yet.
     """
     module = study(name)
+    path = data_file(name, f"study {name}")
+    rows = read(path, module)
+    if len(rows) != len(module.tasks()):
+        raise ValueError(
+            f"{path} has the results of {len(rows)} of {len(module.tasks())} runs: "
+            f"run `python -m rlhf_toy study {name}` again"
+        )
+    return rows
+
+
+def data_file(name: str, command: str) -> Path:
+    """Return the path of figures/data/NAME.json in the repository, or where pip installed it.
+
+    Args:
+        name: of the file.
+        command: of `python -m rlhf_toy`, that writes it.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message names the command.
+    """
     beside = Path(__file__).parents[3] / DATA / f"{name}.json"
     installed = [
         Path(file.locate())
@@ -50,14 +70,8 @@ def load(name: str) -> list[dict[str, Any]]:
     ]
     for path in (beside, *installed):
         if path.is_file():
-            rows = read(path, module)
-            if len(rows) != len(module.tasks()):
-                raise ValueError(
-                    f"{path} has the results of {len(rows)} of {len(module.tasks())} runs: "
-                    f"run `python -m rlhf_toy study {name}` again"
-                )
-            return rows
-    raise FileNotFoundError(f"{beside} does not exist: run `python -m rlhf_toy study {name}` first")
+            return path
+    raise FileNotFoundError(f"{beside} does not exist: run `python -m rlhf_toy {command}` first")
 
 
 def read(path: Path, module: ModuleType, any_version: bool = False) -> list[dict[str, Any]]:
