@@ -34,7 +34,7 @@ class Finding:
 
     def __str__(self) -> str:
         """The measurements in one line, to three significant digits."""
-        return "; ".join(f"{name} = {x:g}" for name, x in self.rounded(3).items())
+        return "; ".join(f"{name}: {x:g}" for name, x in self.rounded(3).items())
 
 
 @dataclass(frozen=True)

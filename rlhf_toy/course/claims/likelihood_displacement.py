@@ -67,7 +67,7 @@ CLAIM = Claim(
     perturbation={"unembedding": (2.0, -4.0, -3.0)},
     perturbed="No's embedding is −4 instead of 1: far from Never's, and beyond that of Yes",
     not_tested="responses of several tokens, embeddings of more dimensions, the paper's CHES "
-    "score for choosing pairs, other optimisers, real models",
-    found="as predicted, though P(No) first rises a little. W does not help: while h > 0 it moves "
-    "towards No, but then h changes its sign and W moves back.",
+    "score for choosing pairs, W that learns faster than h, real models",
+    found="as predicted for h alone, though P(No) first rises a little. With W trained too it is "
+    "the same and not less: W moves towards No while h > 0, and back when h < 0.",
 )

@@ -11,15 +11,14 @@ from rlhf_toy.course.claims.board import Claim, Measurements, verdict
 WORLDS, RESPONSES = 10, 10_000
 D = np.linspace(0.3, 8**0.5, 20)  # √KL
 MOST = np.log(RESPONSES)  # nats: the KL to the flat reference is this minus the entropy
-RANKS = np.arange(RESPONSES + 1) / RESPONSES
+RANKS = np.linspace(0, 1, RESPONSES + 1)
 
 
-def at_each_d(policy: str, rewards: np.ndarray) -> np.ndarray:
+def at_each_d(best_of_n: bool, rewards: np.ndarray) -> np.ndarray:
     """Return proxy and true reward [2, D] of best-of-n or of RL's optimum at each √KL."""
 
     def p(x: float) -> np.ndarray:
-        n = 1 + np.exp(x)
-        return np.diff(RANKS**n) if policy == "best-of-n" else softmax(rewards[0] * (n - 1))
+        return np.diff(RANKS ** (1 + np.exp(x))) if best_of_n else softmax(rewards[0] * np.exp(x))
 
     roots = [brentq(lambda x, d=d: MOST - entr(p(x)).sum() - d**2, -9.0, 12.0) for d in D]
     return np.stack([rewards @ p(x) for x in roots], 1)
@@ -33,8 +32,8 @@ def climb(rewards: np.ndarray) -> np.ndarray:
         path.append((max(MOST - entr(p).sum(), 0.0) ** 0.5, *(rewards @ p)))
         step = p * (rewards[0] - p @ rewards[0])
         logits += 0.1 * step / np.abs(step).max()
-    d, *values = np.array(path).T
-    return np.stack([np.interp(D, d, value) for value in values])
+    d, proxy, true = np.array(path).T
+    return np.stack([np.interp(D, d, proxy), np.interp(D, d, true)])
 
 
 def experiment(optimal: bool = True, degrees: float = 4.0) -> Measurements:
@@ -44,8 +43,8 @@ def experiment(optimal: bool = True, degrees: float = 4.0) -> Measurements:
         true = rng.normal(size=RESPONSES)
         proxy = true + rng.standard_t(degrees, size=RESPONSES)
         rewards = np.stack([proxy, true])[:, proxy.argsort()]
-        rl = at_each_d("RL", rewards) if optimal else climb(rewards)
-        curves.append([at_each_d("best-of-n", rewards), rl])
+        rl = at_each_d(False, rewards) if optimal else climb(rewards)
+        curves.append([at_each_d(True, rewards), rl])
     (bon_proxy, bon), (rl_proxy, rl) = np.mean(curves, 0)
     found = {"fall, best-of-n": 1 - bon[-1] / bon.max(), "fall, RL": 1 - rl[-1] / rl.max()}
     for name, y, shape in (("best-of-n", bon, D), ("RL", rl, np.log(D))):

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 def card(row: dict[str, Any], texts: Sequence[str]) -> str:
     """Return one claim as text: its name, some of its texts, and what came out in this world."""
     lines = {text: row[text] for text in texts}
-    lines["measured"] = "; ".join(f"{name} = {x:.3g}" for name, x in row["measured"].items())
+    lines["measured"] = "; ".join(f"{name}: {x:.3g}" for name, x in row["measured"].items())
     lines["verdict"] = f"{row['verdict'].upper()} (in this world; {row['seconds']:.1f} s)"
     lines["perturbed"] = f"{row['verdict_if_perturbed']} with this change: {row['perturbed']}"
     lines["found"], lines["not tested"] = row["found"], row["not_tested"]
