@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_COLAB := .venv-colab
+# The Python of `make test-newest`.
+NEWEST_PYTHON ?= python3.13
+VENV_NEWEST := .venv-newest
 RUN := $(VENV)/bin/python -m
 
 # Tests run side by side, one thread each: on two cores that beats one process with two threads.
@@ -9,8 +12,9 @@ WORKERS ?= 2
 SOLVED = tests/notebooks/test_solved.py
 BROWSER = tests/browser
 TRL_TRAINERS = tests/bridge/test_trainers.py
+RERUNS = tests/course/studies/test_reruns.py
 UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q \
-	--ignore $(SOLVED) --ignore $(BROWSER) --ignore $(TRL_TRAINERS)
+	--ignore $(SOLVED) --ignore $(BROWSER) --ignore $(TRL_TRAINERS) --ignore $(RERUNS)
 # Each notebook twice: as it is, against its saved outputs, and with all exercises solved.
 # A notebook's cells need one kernel, hence `loadfile`; a dead kernel is only noticed by the time-out.
 NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
@@ -19,7 +23,8 @@ NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --
 # JupyterLab in a real browser; where there is no Chromium the tests say so and are skipped.
 BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
 
-.PHONY: help course test lab notebooks figures lint test-colab test-browser test-bridge mutants clean
+.PHONY: help course test lab notebooks figures lint clean
+.PHONY: test-colab test-browser test-bridge test-studies test-newest bench mutants
 
 help:
 	@echo "make course      run all notebooks into a browsable HTML folder"
@@ -28,6 +33,9 @@ help:
 	@echo "make test-browser  the notebooks in JupyterLab, used through Chromium (if it is there)"
 	@echo "make test-colab  unit tests and notebooks with the versions that Google Colab ships"
 	@echo "make test-bridge  TRL's trainers against the exact optimum, and several processes"
+	@echo "make bench       our speed beside that of TRL, transformers and choix"
+	@echo "make test-studies  one run of each study again, against its data file"
+	@echo "make test-newest  unit tests and notebooks with the newest versions and Python 3.13"
 	@echo "make mutants     make small faults in the core and count those that no test notices"
 	@echo "make notebooks   run all notebooks and save their outputs in them"
 	@echo "make figures     draw the figures again"
@@ -72,16 +80,30 @@ test-colab: $(VENV_COLAB)/stamp
 test-bridge: $(VENV)/stamp
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/test_bridge.py tests/bridge
 
+# Speeds of this machine, side by side: ten minutes in which nothing else should run.
+bench: $(VENV)/stamp
+	$(VENV)/bin/python tests/benchmarks/bench.py
+
+# A fingerprint does not cover the trainers' code; a rerun notices when that changes a result.
+test-studies: $(VENV)/stamp
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) -q $(RERUNS)
+
+# Without constraints. `make clean` first: an environment that is there is not renewed.
+test-newest: $(VENV_NEWEST)/stamp
+	$(call UNIT_TESTS,$(VENV_NEWEST))
+	$(call NOTEBOOK_TESTS,$(VENV_NEWEST))
+
 clean:
-	rm -rf $(VENV) $(VENV_COLAB) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_COLAB) $(VENV_NEWEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find rlhf_toy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Colab has neither TRL nor Dask: its lane shows that the course runs without these extras.
-EXTRAS := dev
-$(VENV)/stamp: EXTRAS := dev,bridge,cluster
+EXTRAS := dev,pool
+$(VENV)/stamp $(VENV_NEWEST)/stamp: EXTRAS := dev,pool,bridge,cluster
+$(VENV_NEWEST)/stamp: PYTHON := $(NEWEST_PYTHON)
 $(VENV)/stamp: constraints.txt
 $(VENV_COLAB)/stamp: constraints-colab.txt
-$(VENV)/stamp $(VENV_COLAB)/stamp: requirements.txt pyproject.toml
+$(VENV)/stamp $(VENV_COLAB)/stamp $(VENV_NEWEST)/stamp: requirements.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -e .[$(EXTRAS)] $(addprefix -c ,$(filter constraints%,$^))

@@ -58,11 +58,12 @@ class ToyBody(GPT2Model):
 
     config_class = ToyConfig
 
-    def forward(self, input_ids: Tensor, past_key_values: Any = None, **options: Any) -> Any:
+    def forward(self, input_ids: Tensor, **options: Any) -> Any:
         """As in `GPT2Model`."""
-        start = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = options.get("cache", options.get("past_key_values"))  # its name before 5.24
+        start = 0 if cache is None else cache.get_seq_length()
         positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
-        output = super().forward(input_ids, past_key_values=past_key_values, **options)
+        output = super().forward(input_ids, **options)
         hidden = output.last_hidden_state
         is_full = (positions >= self.config.n_positions - 2)[:, None].expand(*hidden.shape[:2], 1)
         output.last_hidden_state = torch.cat([hidden, ~is_full, is_full], -1).to(hidden.dtype)

@@ -90,22 +90,21 @@ class DPOState(training.State):
         self.best = BestSoFar(policy)  # the best average on the held-out pairs
         trained = [p for p in policy.parameters() if p.requires_grad]
         rate, decay = settings.learning_rate, settings.weight_decay
-        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
+        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
 
 
 def pair_logps(policy: Policy, preferences: PreferenceDataset) -> Tensor:
     """Return log π(y|x) of both responses of each pair: [2, N], chosen first, in nats.
 
-    Sums over the tokens, not means. A response that occurs in many pairs is read once.
+    Sums over the tokens, not means.
 
     Raises:
         ValueError: the policy was made for another world.
     """
     check_type("preferences", preferences, PreferenceDataset, "a PreferenceDataset")
     check_fits(policy, preferences.world)
-    prompts, responses, index = preferences.unique_responses()
-    logps = policy.token_logps(prompts, responses).sum(1)
-    return logps.index_select(0, index).view(2, -1)
+    prompts, responses = preferences.prompts.repeat(2), preferences.responses
+    return policy.token_logps(prompts, responses).sum(1).view(2, -1)
 
 
 def preference_loss(

@@ -1,7 +1,6 @@
 """The small GPT with its policy, reward and value heads, and policies made of other parts.
 
-The architecture is GPT-2's (pre-norm blocks, learned positions, tanh GELU, tied output weights),
-at a size that trains on a laptop in seconds. A sequence is one prompt token and then the response:
+They share the body in `rlhf_toy.gpt`. A sequence is one prompt token and then the response:
 
     position   0        1     2    …  T
     token      prompt   y_1   y_2  …  y_T
@@ -14,136 +13,15 @@ of y_{t+1}, the value head V(s_t), and the reward head, at the last real token, 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_toy import checks
 from rlhf_toy.envs.text_world import TextWorld, response_mask, unwrap
+from rlhf_toy.gpt import GPT, Cache, GPTConfig
 from rlhf_toy.losses import token_logps
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """Sizes of the GPT. `vocab_size` and `n_positions` come from a world, see `for_world`."""
-
-    vocab_size: int
-    n_positions: int
-    n_actions: int
-    end_token: int | None
-    vocabulary: str  # of the world, see `TextWorld.vocabulary`
-    n_layer: int = 2
-    n_head: int = 4
-    n_embd: int = 64
-
-    def __post_init__(self) -> None:
-        checks.check_settings(self)
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
-
-    @classmethod
-    def for_world(cls, world: TextWorld, **sizes: int) -> GPTConfig:
-        """Return the configuration that fits a world; `sizes` as in the class."""
-        world = unwrap(world)
-        ids = world.vocab_size, world.max_length + 1, world.n_actions, world.end_token
-        return cls(*ids, world.vocabulary, **sizes)
-
-
-class KVCache:
-    """Keys and values [B, heads, positions, d] that a layer keeps of the positions it has read.
-
-    The first `append` makes room for all positions to come, `room` in all; later ones copy nothing.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
-        self.keys, self.values, self.room, self.length = keys, values, room, keys.shape[2]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, rows: slice | Tensor) -> KVCache:
-        """Return the cache of some rows; what is appended to it leaves this one as it is."""
-        keys, values = self.keys[rows], self.values[rows]
-        return KVCache(keys[:, :, : self.length], values[:, :, : self.length], self.room)
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add further positions, and return the keys and values of all."""
-        start, self.length = self.length, self.length + keys.shape[2]
-        if self.length > self.keys.shape[2]:
-            more = (0, 0, 0, self.room - start)  # of the second-to-last dimension
-            self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-# What each layer keeps of the tokens read so far: a GPT's keys and values, a table's states [B, 2].
-Cache = list[KVCache | Tensor]
-
-
-class Attention(nn.Module):
-    """Causal self-attention over all heads."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.n_head, self.n_positions = config.n_head, config.n_positions
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-
-    def forward(self, x: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
-        """Attend: x [B, T, C] → [B, T, C], and the cache; T = 1 with that of the past."""
-        B, T, C = x.shape
-        heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d]
-        # With a cache there is one new position, and it may look at all that went before.
-        keys, values = (k, v) if past is None else past.append(k, v)
-        y = F.scaled_dot_product_attention(q, keys, values, is_causal=past is None)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return y, KVCache(k, v, self.n_positions) if past is None else past
-
-
-class Block(nn.Module):
-    """One transformer block: attention, then a two-layer network, each on a residual path."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd)
-        self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd)
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
-
-    def forward(self, x: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
-        """Apply the block: x [B, T, C] → [B, T, C], and the cache as in `Attention`."""
-        attended, present = self.attn(self.ln_1(x), past)
-        x = x + attended
-        hidden = F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
-        return x + self.c_proj(hidden), present
-
-
-class GPT(nn.Module):
-    """The body: tokens [B, T] → what the network makes of each position [B, T, n_embd]."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd)
-
-    def forward(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Read token ids [B, T], T = 1 with a cache: return [B, T, n_embd] and the next cache."""
-        start = 0 if past is None else past[0].length
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        x = self.wte(tokens) + self.wpe(positions)
-        cache = []
-        for i, block in enumerate(self.h):
-            x, present = block(x, None if past is None else past[i])
-            cache.append(present)
-        return self.ln_f(x), cache
 
 
 class _Module(nn.Module):
@@ -183,6 +61,13 @@ class _Model(_Module):
         """Return the tokens [B, T + 1] that the body reads: the prompts', then the responses."""
         return torch.cat([prompts[:, None] + self.config.n_actions + 1, responses], dim=1)
 
+    def states(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """Return what the body reads for s_0 … s_{T-1}: [B, T], with pads from the end token on."""
+        tokens = self.sequence(prompts, responses[:, :-1])
+        if self.end_token is not None:
+            tokens = tokens.masked_fill(tokens == self.end_token, self.config.n_actions)
+        return tokens
+
 
 class _Policy(_Module):
     """What every policy over a world's words can do, given `forward` and `next_logits`."""
@@ -219,7 +104,7 @@ class PolicyModel(_Model, _Policy):
 
         Entry t is for y_{t+1} in the state s_t. Responses are padded after their end.
         """
-        hidden, _ = self.body(self.sequence(prompts, responses[:, :-1]))
+        hidden, _ = self.body(self.states(prompts, responses))
         return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -340,7 +225,7 @@ class ResidualPolicy(_Policy):
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Return the logits of every token, as `PolicyModel.forward`: [B], [B, T] → [B, T, A]."""
-        hidden, _ = self.body(self.net.sequence(prompts, responses[:, :-1]))
+        hidden, _ = self.body(self.net.states(prompts, responses))
         return self.reference(prompts, responses) + self.net.head(hidden)
 
     def next_logits(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
@@ -377,7 +262,7 @@ class ValueModel(_HeadedModel):
 
         Entry t is V(s_t), before y_{t+1}; entries after the end mean nothing.
         """
-        hidden, _ = self.body(self.sequence(prompts, responses[:, :-1]))
+        hidden, _ = self.body(self.states(prompts, responses))
         return self.head(hidden)[..., 0]
 
 

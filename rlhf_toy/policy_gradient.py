@@ -164,14 +164,13 @@ def policy_gradient_iteration(
     Returns:
         the metrics of `train_policy_gradient` that are not exact.
     """
-    # Sample groups of responses. What was drawn several times is read by the models only once.
+    # Sample groups of responses.
     G = settings.num_generations
     prompts = world.sample_prompts(settings.batch_size // G, state.generator).repeat_interleave(G)
     rollout = sample(state.policy, world, prompts, state.generator)
-    rows, index = rollout.distinct()
     with torch.no_grad():
-        scores = check_scores(reward(rows.prompts, rows.responses), rows.prompts)[index]
-        ref_logps = reference.token_logps(rows.prompts, rows.responses, rows.actions)[index]
+        scores = check_scores(reward(prompts, rollout.responses), prompts)
+        ref_logps = reference.token_logps(prompts, rollout.responses, rollout.actions)
         experience = make_experience(rollout, scores, ref_logps, settings)
 
     # Step towards what was better.
@@ -180,10 +179,8 @@ def policy_gradient_iteration(
     updates = []
     order = torch.randperm(len(prompts), generator=state.generator, device=prompts.device)
     for drawn in order.chunk(settings.num_mini_batches):
-        some, back = index[drawn].unique(return_inverse=True)
-        read = rows[some]
-        logps = state.policy.token_logps(read.prompts, read.responses, read.actions)[back]
         batch = experience[drawn]
+        logps = state.policy.token_logps(batch.prompts, batch.responses, batch.actions)
         loss = experience_loss(logps, batch, settings)
         state.optimizer.zero_grad()
         loss.backward()

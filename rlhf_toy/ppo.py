@@ -166,15 +166,12 @@ def ppo_iteration(
     """
     # Sample responses from the policy as it is.
     prompts = world.sample_prompts(settings.batch_size, state.generator)
-    # What was drawn several times is read once: the models see fewer rows, with their counts as
-    # weights, and every mean stays the same.
-    rollout, index = sample(state.policy, world, prompts, state.generator).distinct()
-    counts = index.bincount()
+    rollout = sample(state.policy, world, prompts, state.generator)
     with torch.no_grad():
-        scores = check_scores(reward(rollout.prompts, rollout.responses), rollout.prompts)
-        ref_logps = reference.token_logps(rollout.prompts, rollout.responses, rollout.actions)
+        scores = check_scores(reward(prompts, rollout.responses), prompts)
+        ref_logps = reference.token_logps(prompts, rollout.responses, rollout.actions)
         critic, kl_coef = state.critic, state.kl_coef
-        experience = make_experience(rollout, scores, ref_logps, critic, settings, counts, kl_coef)
+        experience = make_experience(rollout, scores, ref_logps, critic, settings, None, kl_coef)
 
     # Step towards what was better, within the clip.
     training.linear_decay(state.optimizer, settings.learning_rate, state.step, settings.iterations)
@@ -183,9 +180,7 @@ def ppo_iteration(
     for _ in range(settings.num_ppo_epochs):
         order = torch.randperm(len(prompts), generator=state.generator, device=prompts.device)
         for drawn in order.chunk(settings.num_mini_batches):
-            rows, weights = index[drawn].unique(return_counts=True)
-            batch = experience[rows]
-            loss, metrics = ppo_loss(state.policy, state.critic, batch, settings, weights)
+            loss, metrics = ppo_loss(state.policy, state.critic, experience[drawn], settings)
             state.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -193,7 +188,7 @@ def ppo_iteration(
             updates.append(metrics)
     state.step += 1
 
-    found = rollout.metrics(scores, ref_logps, kl_coef, counts)
+    found = rollout.metrics(scores, ref_logps, kl_coef)
     if settings.target_kl is not None:
         error = (found["objective/kl"] / settings.target_kl - 1).clamp(-0.2, 0.2)
         state.kl_coef = float(kl_coef * (1 + error * settings.batch_size / settings.kl_horizon))
@@ -222,8 +217,7 @@ def train_ppo(
     Args:
         world: one of this package's worlds, bare or in Gymnasium's wrappers.
         reference: π_ref, in the reward and in the yardstick: a GPT or a table.
-        reward: a `RewardModel`, or `world.response_rewards` for the true reward. In each iteration
-            it is asked once for each different response, so it must not be random.
+        reward: a `RewardModel`, or `world.response_rewards` for the true reward.
         settings: see `PPOSettings`.
         seed: of everything random.
         device: None picks CUDA where there is one.

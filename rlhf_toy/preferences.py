@@ -62,6 +62,11 @@ class PreferenceDataset:
         """Prompts [N], chosen and rejected responses [N, T]."""
         return self.prompts, self.chosen, self.rejected
 
+    @property
+    def responses(self) -> Tensor:
+        """All responses [2 N, T], padded after their end: all chosen ones, then all rejected."""
+        return self.world.pad(torch.cat([self.chosen, self.rejected]))
+
     def __len__(self) -> int:
         return len(self.prompts)
 
@@ -117,7 +122,7 @@ class PreferenceDataset:
             prompts [U], responses [U, T], and the index [2 N] into these U of each response of the
             pairs, all chosen ones before all rejected ones.
         """
-        responses = self.world.pad(torch.cat([self.chosen, self.rejected]))
+        responses = self.responses
         rows = torch.cat([self.prompts.repeat(2)[:, None], responses], dim=1)
         # One number for each row: sorting numbers is far faster than sorting rows. The first
         # column counts least; before a number could overflow, it becomes its rank.

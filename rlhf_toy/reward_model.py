@@ -45,24 +45,21 @@ class RewardModelState(training.State):
     ) -> None:
         super().__init__(generator)
         rate, decay = settings.learning_rate, settings.weight_decay
-        self.model = model
+        self.model, trained = model, model.parameters()
         self.average = training.moving_average(model, settings.ema_decay)
         self.best = BestSoFar(model)  # the best average on the held-out pairs
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
 
 
 def pair_rewards(model: RewardModel, preferences: PreferenceDataset) -> Tensor:
     """Return r_φ(x, y) of both responses of each pair: [2, N], chosen first, in logits.
-
-    A response that occurs in many pairs is read once.
 
     Raises:
         ValueError: the model was made for another world.
     """
     check_type("preferences", preferences, PreferenceDataset, "a PreferenceDataset")
     check_fits(model, preferences.world)
-    prompts, responses, index = preferences.unique_responses()
-    return model(prompts, responses).index_select(0, index).view(2, -1)
+    return model(preferences.prompts.repeat(2), preferences.responses).view(2, -1)
 
 
 def reward_model_loss(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlhf_toy import checks
 from rlhf_toy.envs import TextWorld, unwrap
-from rlhf_toy.losses import approx_kl, masked_mean, weighted_mean
+from rlhf_toy.gpt import SHARE_UP_TO
+from rlhf_toy.losses import approx_kl, masked_mean
 from rlhf_toy.models import Policy, check_fits
 
 
@@ -31,31 +32,18 @@ class Rollout:
         """Return some of the rows, by a slice, a mask or indices."""
         return type(self)(*(tensor[rows] for tensor in vars(self).values()))
 
-    def distinct(self) -> tuple[Rollout, Tensor]:
-        """Return each different row once, U of them, and which of them each row was: [B]."""
-        rows = torch.cat([self.prompts[:, None], self.actions, self.responses], dim=1)
-        _, index, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
-        places = torch.arange(len(rows), device=rows.device)
-        first = torch.empty_like(counts)  # "amin" makes the choice among equal rows reproducible
-        first.scatter_reduce_(0, index, places, "amin", include_self=False)
-        return self[first], index
-
-    def metrics(
-        self, scores: Tensor, ref_logps: Tensor, beta: float, weights: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def metrics(self, scores: Tensor, ref_logps: Tensor, beta: float) -> dict[str, Tensor]:
         """Return what the samples say of the policy that drew them, under the field's names.
 
         Args:
             scores: [B] rewards of the responses.
             ref_logps: [B, T] log π_ref of each token.
             beta: KL weight.
-            weights: [B] weights of the responses.
         """
-        kl = weighted_mean(approx_kl(self.logps, ref_logps).sum(1), weights)
-        score = weighted_mean(scores, weights)
+        kl, score = approx_kl(self.logps, ref_logps).sum(1).mean(), scores.mean()
         return {
             "objective/kl": kl,
-            "objective/entropy": -weighted_mean(self.logps.sum(1), weights),
+            "objective/entropy": -self.logps.sum(1).mean(),
             "objective/scores": score,
             "objective/non_score_reward": -beta * kl,
             "objective/rlhf_reward": score - beta * kl,
@@ -98,13 +86,18 @@ def sample(
     world = unwrap(world)
     check_fits(policy, world)
     checks.check_generator(generator, policy.device)
-    columns = []
+    columns, is_short = [], world.max_length < SHARE_UP_TO
     with torch.inference_mode():
-        tokens, past = world.prompt_tokens(prompts, dim=1), None
+        # `latest` are the tokens to read next, and `rows` says which of them each response needs:
+        # short responses that begin alike are read once.
+        latest, past = world.prompt_tokens(prompts, dim=1), None
+        rows = torch.arange(len(prompts), device=prompts.device)
+        if is_short:
+            latest, rows = latest.unique(return_inverse=True)
         over = torch.zeros_like(prompts, dtype=torch.bool)
         for _ in range(world.max_length):
-            logits, past = policy.next_logits(tokens, past)
-            logps = logits.log_softmax(-1)  # [B, A]
+            logits, past = policy.next_logits(latest, past)
+            logps = logits.log_softmax(-1)[rows]  # [B, A]
             # What `multinomial` draws, without its checks, which wait for the device.
             races = torch.empty_like(logps).exponential_(generator=generator)
             action = token = (logps.exp() / races).argmax(-1)
@@ -116,6 +109,11 @@ def sample(
             columns.append((action, tokens, logp, ~over))
             if world.end_token is not None:
                 over = over | (tokens == world.end_token)
+            latest = tokens
+            if is_short:
+                pairs, rows = (rows * world.vocab_size + tokens).unique(return_inverse=True)
+                latest = pairs % world.vocab_size
+                past = [layer[pairs // world.vocab_size] for layer in past]
         drawn = [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
     # Clones of what inference mode made can be used where gradients are taken.
     return Rollout(prompts, *(x.clone() for x in drawn))

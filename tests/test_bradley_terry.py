@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import null_space
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from rlhf_toy.bradley_terry import fit_bradley_terry
@@ -86,6 +87,36 @@ def test_many_comparisons_of_many_items_converge():
     truth = np.linspace(-3, 3, 40)
     rewards, errors = fit_bradley_terry(*comparisons(6, n=200_000, rewards=truth), 40)
     assert np.abs((rewards - truth) / errors).max() < 5
+
+
+@pytest.mark.parametrize("l2", [1e-100, 1e-14, 1e-3, 1e6])
+@pytest.mark.parametrize("n", [1, 1_000_000])
+def test_two_items_of_which_one_always_wins_meet_their_equation(n, l2):
+    rewards, errors = fit_bradley_terry([0] * n, [1] * n, 2, l2)
+    # With rewards ±d/2: n σ(−d) = l2 d, whose two sides differ by hundreds of powers of ten.
+    d = brentq(lambda d: np.log(n) - np.logaddexp(0, d) - np.log(l2 * d), 1e-12, 700, xtol=1e-15)
+    np.testing.assert_allclose(rewards, [d / 2, -d / 2], rtol=1e-6)
+    curvature = n * expit(d) * expit(-d) + l2  # of the difference d: Var(d) = 1 / curvature
+    np.testing.assert_allclose(errors, 1 / np.sqrt(4 * curvature), rtol=1e-5)
+
+
+def test_a_chain_that_only_a_small_penalty_holds_together_is_solved():
+    winners, losers, l2 = np.arange(40), np.arange(40) + 1, 1e-6
+    rewards, _ = fit_bradley_terry(np.tile(winners, 100), np.tile(losers, 100), 41, l2)
+    pull = 100 * expit(rewards[losers] - rewards[winners])
+    gradient = 2 * l2 * rewards
+    gradient[:-1] -= pull
+    gradient[1:] += pull
+    assert np.ptp(rewards) > 400
+    assert np.abs(gradient).max() < 1e-12
+
+
+def test_a_penalty_that_float64_cannot_resolve_is_refused():
+    winners = np.repeat([0, 1, 0], [10**6, 10**6, 1])  # two of equal skill, and one that lost once
+    losers = np.repeat([1, 0, 2], [10**6, 10**6, 1])
+    with pytest.raises(ValueError, match="need a larger l2 than 1e-16 to be fitted"):
+        fit_bradley_terry(winners, losers, 3, l2=1e-16)
+    fit_bradley_terry(winners, losers, 3, l2=1e-6)
 
 
 @pytest.mark.parametrize(

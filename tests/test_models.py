@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rlhf_toy import gpt
+from rlhf_toy.envs import WordMDP
 from rlhf_toy.envs.text_world import response_mask
 from rlhf_toy.exact import response_logps, state_logps
 from rlhf_toy.models import (
     GPTConfig,
-    KVCache,
     PolicyModel,
     ResidualPolicy,
     RewardModel,
@@ -229,7 +230,7 @@ def test_a_residual_policy_starts_as_its_reference(world, kind):
 def test_a_residual_policy_adds_its_network_to_the_reference_s_logits(world, kind):
     policy, reference = residual(world, kind), some_reference(world, kind)
     prompts, responses = some_responses(world)
-    hidden, _ = policy.body(policy.net.sequence(prompts, responses[:, :-1]))
+    hidden, _ = policy.body(policy.net.states(prompts, responses))
     added = hidden @ policy.net.head.weight.T + policy.net.head.bias
     # π_θ(a|s) ∝ π_ref(a|s) exp(f(s, a)), in numpy.
     mass = np.exp((reference(prompts, responses).log_softmax(-1) + added).detach().numpy())
@@ -303,6 +304,21 @@ def test_the_network_of_a_residual_policy_comes_from_the_generator(world, policy
     assert one.device == policy.device
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_reading_each_beginning_once_changes_neither_outputs_nor_gradients(
+    world, kind, monkeypatch
+):
+    rows = some_responses(world, n=200)
+    found = []
+    for limit in (gpt.SHARE_UP_TO, 0):
+        monkeypatch.setattr(gpt, "SHARE_UP_TO", limit)
+        model = make_model(kind, world)
+        values = only_real(world, rows[1], outputs(model, *rows))
+        (values**2).mean().backward()
+        found.append([values.detach(), *(weight.grad for weight in model.parameters())])
+    assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
 # Other devices: mixing CPU tensors with those of the device "meta", which compute nothing, fails.
 
 
@@ -317,7 +333,8 @@ def on_meta(world):
     return [model.to("meta") for model in models]
 
 
-def test_every_model_computes_where_its_weights_are(world):
+def test_every_model_computes_where_its_weights_are():
+    world = WordMDP(max_length=9)  # too long to look for equal beginnings, which needs their values
     prompts = torch.zeros(4, dtype=torch.long, device="meta")
     responses = torch.zeros(4, world.max_length, dtype=torch.long, device="meta")
     for model in on_meta(world):
@@ -327,16 +344,3 @@ def test_every_model_computes_where_its_weights_are(world):
             for _ in range(world.max_length - 1):
                 logits, past = model.next_logits(prompts, past)
             assert logits.shape == (4, world.n_actions) and logits.device.type == "meta"
-
-
-def test_what_is_appended_to_rows_of_a_cache_leaves_the_cache_as_it_is():
-    first = torch.arange(24.0).view(3, 2, 2, 2)
-    cache = KVCache(first, -first, room=4)
-    one, other = cache[torch.tensor([2, 0])], cache[1:]
-    for added, branch in ((1.0, one), (2.0, other), (3.0, other)):
-        keys, values = branch.append(torch.full((2, 2, 1, 2), added), torch.zeros(2, 2, 1, 2))
-    assert (len(cache), cache.length, one.length, other.length) == (3, 2, 3, 4)
-    assert torch.equal(cache.keys, torch.arange(24.0).view(3, 2, 2, 2))
-    assert torch.equal(keys[:, :, :2], first[1:]) and torch.equal(values[:, :, :2], -first[1:])
-    assert (keys[:, :, 2] == 2).all() and (keys[:, :, 3] == 3).all()
-    assert torch.equal(one.keys[:, :, :2], first[[2, 0]]) and (one.keys[:, :, 2] == 1).all()

@@ -27,7 +27,6 @@ from rlhf_toy.policy_gradient import (
     policy_gradient_iteration,
     train_policy_gradient,
 )
-from rlhf_toy.sampling import Rollout
 from rlhf_toy.training import make_generator
 
 BETA = 0.4
@@ -415,19 +414,6 @@ def test_batches_are_groups_of_responses_to_one_prompt(tiny, updates, monkeypatc
     ((_, rollout),) = drawn
     assert len(rollout) == batch_size and len(calls) == 1
     assert (rollout.prompts.view(-1, G) == rollout.prompts.view(-1, G)[:, :1]).all()
-
-
-def test_a_response_that_is_drawn_twice_is_read_once_and_counts_twice(tiny, updates, monkeypatch):
-    settings = replace(PLAIN, num_mini_batches=4, num_generations=8, kl="k3_loss")
-    once, once_metrics, once_calls = one_iteration(tiny, settings, updates)
-    everything = lambda rollout: (rollout, torch.arange(len(rollout)))  # noqa: E731
-    monkeypatch.setattr(Rollout, "distinct", everything)
-    twice, twice_metrics, twice_calls = one_iteration(tiny, settings, updates)
-    assert once_calls[0] < twice_calls[0] == settings.batch_size
-    for one, other in zip(once, twice, strict=True):
-        torch.testing.assert_close(flat(one), flat(other), atol=1e-4, rtol=1e-4)
-    for name, metric in once_metrics.items():
-        assert float(metric) == pytest.approx(float(twice_metrics[name]), abs=1e-5), name
 
 
 def test_num_mini_batches_is_how_many_updates_there_are_and_each_response_is_in_one(

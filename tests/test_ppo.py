@@ -324,12 +324,12 @@ def flat(gradients):
 
 
 def spy_on_ppo_loss(monkeypatch):
-    """The (batch, weights) of every call of `ppo_loss` from now on."""
+    """The batch of every call of `ppo_loss` from now on."""
     seen = []
 
-    def spy(policy, critic, batch, settings, weights):
-        seen.append((batch, weights))
-        return ppo_loss(policy, critic, batch, settings, weights)
+    def spy(policy, critic, batch, settings):
+        seen.append(batch)
+        return ppo_loss(policy, critic, batch, settings)
 
     monkeypatch.setattr("rlhf_toy.ppo.ppo_loss", spy)
     return seen
@@ -341,21 +341,8 @@ def test_batch_size_is_how_many_responses_are_drawn(tiny, updates, monkeypatch):
         seen.clear()
         settings = replace(PLAIN, batch_size=batch_size, num_mini_batches=2)
         _, _, calls = one_iteration(tiny, settings, updates)
-        assert sum(int(weights.sum()) for _, weights in seen) == batch_size
-        assert len(calls) == 1 and calls[0] <= batch_size
-
-
-def test_a_response_that_is_drawn_twice_is_read_once_and_counts_twice(tiny, updates, monkeypatch):
-    settings = replace(PLAIN, whiten_advantages=True, aggregate="token", num_ppo_epochs=2)
-    once, once_metrics, once_calls = one_iteration(tiny, settings, updates)
-    everything = lambda rollout: (rollout, torch.arange(len(rollout)))  # noqa: E731
-    monkeypatch.setattr(Rollout, "distinct", everything)
-    twice, twice_metrics, twice_calls = one_iteration(tiny, settings, updates)
-    assert once_calls[0] < twice_calls[0] == settings.batch_size
-    for (_, one), (_, other) in zip(once, twice, strict=True):
-        assert torch.allclose(flat(one), flat(other), atol=1e-4)
-    for name, metric in once_metrics.items():
-        assert float(metric) == pytest.approx(float(twice_metrics[name]), abs=1e-5), name
+        assert sum(map(len, seen)) == calls[0] == batch_size
+        assert len(calls) == 1
 
 
 def test_epochs_and_minibatches_are_how_many_updates_there_are(tiny, updates):
@@ -367,9 +354,7 @@ def test_epochs_and_minibatches_are_how_many_updates_there_are(tiny, updates):
 def test_an_epoch_takes_each_response_once_in_a_new_order(tiny, updates, monkeypatch):
     seen = spy_on_ppo_loss(monkeypatch)
     one_iteration(tiny, replace(PLAIN, num_ppo_epochs=2, num_mini_batches=2), updates)
-    halves = [
-        batch.logps.sum(1).repeat_interleave(weights).sort().values for batch, weights in seen
-    ]
+    halves = [batch.logps.sum(1).sort().values for batch in seen]
     assert [len(half) for half in halves] == [40] * 4
     epochs = [torch.cat(halves[:2]), torch.cat(halves[2:])]
     assert torch.equal(epochs[0].sort().values, epochs[1].sort().values)

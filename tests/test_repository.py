@@ -52,7 +52,7 @@ def test_every_range_admits_the_pinned_version(file):
     extras = PROJECT["optional-dependencies"]
     ranges = [*_requirements("requirements.txt").values()]
     beside = extras["bridge"] + extras["cluster"] if file == "constraints.txt" else []
-    ranges += map(Requirement, extras["dev"] + beside)
+    ranges += map(Requirement, extras["dev"] + extras["pool"] + beside)
     pins = _requirements(file)
     for wanted in ranges:
         (pin,) = pins[wanted.name.lower()].specifier
@@ -79,9 +79,23 @@ def test_both_kinds_of_ci_run_the_same_script():
     assert "run: .ci/run" in workflow
 
 
+def _make_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
+
+
+def test_what_runs_weekly_is_a_make_target_and_explained():
+    workflow = (ROOT / ".github" / "workflows" / "weekly.yml").read_text(encoding="utf-8")
+    weekly = re.search(r"target: \[(.+)\]", workflow)[1].split(", ")
+    explained = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## ")
+    (section,) = [text for text in explained if text.startswith("What runs weekly")]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == sorted(weekly)
+    assert set(weekly) <= _make_targets()
+
+
 def test_the_makefile_explains_each_of_its_targets():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
+    targets = _make_targets()
     assert {"lint", "test", "test-colab"} <= targets
     (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
     assert set(phony.split()) == targets

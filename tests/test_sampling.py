@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch.testing import assert_close
 
-from rlhf_toy.envs import SlipperyWordMDP
+from rlhf_toy.envs import SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import response_logps
 from rlhf_toy.models import GPTConfig, PolicyModel
 from rlhf_toy.sampling import Rollout, sample
@@ -41,9 +41,10 @@ def sample_without_cache(policy, world, prompts, generator):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["world", "bandit", "slippery"])
+@pytest.mark.parametrize("name", ["world", "bandit", "slippery", "long"])
 def test_sampling_with_a_cache_equals_sampling_without(world, bandit, name, scale):
-    env = {"world": world, "bandit": bandit, "slippery": SlipperyWordMDP(0.3, max_length=4)}[name]
+    slippery, long = SlipperyWordMDP(0.3, max_length=4), WordMDP(max_length=9)
+    env = {"world": world, "bandit": bandit, "slippery": slippery, "long": long}[name]
     policy = sharp_policy(env, scale=scale)
     prompts = env.sample_prompts(300, torch.Generator().manual_seed(1))
     rollout = sample(policy, env, prompts, torch.Generator().manual_seed(2))
@@ -86,19 +87,6 @@ def test_after_the_end_there_are_only_pads_of_log_probability_0(world):
     assert (rollout.logps[rollout.mask] < 0).all()
 
 
-def test_distinct_keeps_one_row_of_each_and_says_where_the_others_went():
-    same = torch.tensor([[3, 1, 2], [0, 1, 2], [3, 1, 2], [3, 1, 0], [0, 1, 2]])
-    actions = torch.tensor([[1, 2], [1, 2], [1, 2], [1, 0], [2, 2]])
-    logps = torch.arange(5.0)[:, None].expand(5, 2)
-    rollout = Rollout(same[:, 0], actions, same[:, 1:], logps, actions > 0)
-    rows, index = rollout.distinct()
-    assert len(rows) == 4  # the first and the third are equal; the last differs in an action
-    assert index[0] == index[2] and len(index.unique()) == 4
-    for name in ("prompts", "actions", "responses"):
-        assert torch.equal(getattr(rows, name)[index], getattr(rollout, name))
-    assert rows.logps[index, 0].tolist() == [0, 1, 0, 3, 4]  # of equal rows, the first
-
-
 def test_samples_can_be_trained_on_and_touch_no_global_random_state(world):
     policy = sharp_policy(world)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -132,9 +120,6 @@ def test_samples_are_as_frequent_as_their_exact_probabilities_say(world, bandit,
     assert chisquare(*cells).pvalue > 6e-7  # five sigma
 
 
-WEIGHTS = torch.tensor([2.0, 1.0, 3.0])
-
-
 def a_rollout():
     """Three rows with random log-probabilities, and those of a reference and of a later policy."""
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
@@ -143,17 +128,15 @@ def a_rollout():
     return Rollout(tokens[:, 0], tokens, tokens, logps[0], mask), logps[1], logps[2]
 
 
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_the_metrics_of_samples_are_means_over_responses(weights):
+def test_the_metrics_of_samples_are_means_over_responses():
     rollout, ref_logps, _ = a_rollout()
     scores = torch.tensor([1.0, -2.0, 0.5])
-    w = np.ones(3) if weights is None else weights.numpy()
     logps, refs = rollout.logps.numpy().sum(1), ref_logps.numpy().sum(1)
-    kl, score = np.average(logps - refs, weights=w), np.average(scores.numpy(), weights=w)
-    found = rollout.metrics(scores, ref_logps, 0.4, weights)
+    kl, score = np.mean(logps - refs), np.mean(scores.numpy())
+    found = rollout.metrics(scores, ref_logps, 0.4)
     right = {
         "objective/kl": kl,
-        "objective/entropy": -np.average(logps, weights=w),
+        "objective/entropy": -np.mean(logps),
         "objective/scores": score,
         "objective/non_score_reward": -0.4 * kl,
         "objective/rlhf_reward": score - 0.4 * kl,
@@ -161,7 +144,7 @@ def test_the_metrics_of_samples_are_means_over_responses(weights):
     assert {name: float(value) for name, value in found.items()} == pytest.approx(right)
 
 
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("weights", [None, torch.tensor([2.0, 1.0, 3.0])])
 def test_the_metrics_of_ratios_are_means_over_tokens(weights):
     rollout, _, later = a_rollout()
     w = np.repeat(np.ones(3) if weights is None else weights.numpy(), [2, 1, 3])

@@ -77,7 +77,7 @@ def state_logps(policy: Policy, env: gym.Env) -> Tensor:
         for prompt in range(world.n_prompts):
             for logits, _ in _tree(policy.next_logits, world, prompt, policy.device):
                 rows.append(logits.double().log_softmax(-1))
-        rows.append(torch.full_like(rows[0][:1], 1 / world.n_actions).log())
+        rows.append(torch.full_like(rows[0], 1 / world.n_actions).log())
         logps = torch.cat(rows)
     return logps.clone()
 

@@ -108,10 +108,12 @@ def fixed_point(
         return _speed(*gradient(logits))[0] - AT_REST
 
     distance_from_rest.terminal = True
-    start = start_logps.double().numpy().ravel()
+    end = start_logps.numpy().ravel()
     options = {"method": "BDF", "rtol": 1e-4, "atol": 1e-4, "jac": jacobian}
-    flow = solve_ivp(velocity, (0.0, LONGEST), start, events=distance_from_rest, **options)
-    n, logps = gradient(flow.y[:, -1])
+    if distance_from_rest(0.0, end) > 0:  # the event is a change of sign, and there is none at rest
+        flow = solve_ivp(velocity, (0.0, LONGEST), end, events=distance_from_rest, **options)
+        end = flow.y[:, -1]
+    n, logps = gradient(end)
     residual, gone = _speed(n, logps)
     if not residual < 2 * AT_REST:
         raise RuntimeError(f"no fixed point found: the flow stopped at a speed of {residual:.1e}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -81,8 +82,8 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
-    """JupyterLab's address and the folder that it serves: a copy of the notebooks."""
+def lab(tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
+    """JupyterLab's address, its token, and the folder that it serves: a copy of the notebooks."""
     home = tmp_path_factory.mktemp("lab")
     folder = home / "notebooks"
     folder.mkdir()
@@ -100,8 +101,10 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    token = secrets.token_urlsafe()
     environment = {
         **os.environ,
+        "JUPYTER_TOKEN": token,  # other users of the machine can read a command line
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
@@ -113,7 +116,6 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
             [
                 *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
                 *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"),
-                *("--IdentityProvider.token=", "--ServerApp.password="),
                 *(f"--ServerApp.root_dir={folder}", "--expose-app-in-browser"),
             ],
             env=environment,
@@ -123,8 +125,8 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(f"{address}/api/status", server, home / "log")
-        yield address, folder
+        _wait_for(f"{address}/api/status?token={token}", server, home / "log")
+        yield address, token, folder
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -161,12 +163,13 @@ class Student:
         folder: where the notebooks are, on disk.
     """
 
-    def __init__(self, page, address: str, folder: Path) -> None:
-        self.page, self.address, self.folder = page, address, folder
+    def __init__(self, page, address: str, token: str, folder: Path) -> None:
+        self.page, self.address, self.token, self.folder = page, address, token, folder
 
     def open(self, name: str) -> None:
         """Opens a notebook and waits until its kernel answers."""
-        self.page.goto(f"{self.address}/lab/workspaces/{name[:2]}/tree/{name}?reset")
+        workspace = f"{self.address}/lab/workspaces/{name[:2]}"
+        self.page.goto(f"{workspace}/tree/{name}?reset&token={self.token}")
         self.page.wait_for_function("window.jupyterapp !== undefined")
         self.page.wait_for_selector(".jp-NotebookPanel")
         self.page.evaluate(READY)

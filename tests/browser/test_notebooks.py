@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -82,6 +84,25 @@ def answer_ten_pairs(student, code: str) -> None:
         expect(news).to_contain_text(f"{n} answer")
     expect(left).to_be_disabled()
     expect(cell).to_contain_text("Every pair has been answered")
+
+
+def predict(student, name: str, asks: str) -> None:
+    """Writes a prediction; it is shown beside the result, and survives a new kernel."""
+    question, result = f'exercises.predict("{name}"', f'exercises.predicted("{name}")'
+    field = student.cell(question).get_by_label("Your prediction:")
+    reminder = student.cell(result).get_by_role("status").last
+    expect(student.cell(question)).to_contain_text(asks)
+    expect(field).to_have_value("")
+    expect(reminder).to_have_text("Your prediction: (none)")
+    field.fill("about 0.7, I think")
+    field.press("Enter")
+    expect(reminder).to_have_text("Your prediction: about 0.7, I think")
+    assert "0.7, I think" in (student.folder / "my_progress.json").read_text(encoding="utf-8")
+    student.restart_kernel()
+    student.run_cell(question)
+    expect(field).to_have_value("about 0.7, I think")
+    student.run_cell(result, result)
+    expect(reminder).to_have_text("Your prediction: about 0.7, I think")
 
 
 def until(page, condition: Callable[[], bool], what: str) -> None:
@@ -205,7 +226,10 @@ def show_twice(student, code: str, change: Callable) -> None:
 
 
 USES: dict[str, list[Callable]] = {
-    "00": [partial(answer_ten_pairs, code="HumanAnnotator(")],
+    "00": [
+        partial(answer_ten_pairs, code="HumanAnnotator("),
+        partial(predict, name="00 accuracy", asks="Which accuracy"),
+    ],
     "01": [
         partial(move_sliders, code="RatersAndScales()"),
         partial(answer_pairs, code="HumanAnnotator("),
@@ -239,8 +263,21 @@ USES: dict[str, list[Callable]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_student_works_through_it(student, name):
-    (student.folder / "my_preferences.jsonl").unlink(missing_ok=True)  # of another notebook's test
+    for kept in ("my_preferences.jsonl", "my_progress.json"):  # by another notebook's test
+        (student.folder / kept).unlink(missing_ok=True)
     student.open(name)
     student.run_all()
     for use in USES.get(name[:2], ()):
         use(student)
+
+
+def test_nobody_gets_in_without_the_token(lab):
+    address, token, _ = lab
+    request = f"{address}/api/contents"
+    with urllib.request.urlopen(f"{request}?token={token}") as answer:
+        assert answer.status == 200
+    for wrong in (request, f"{request}?token=", f"{request}?token={token[:-1]}"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(wrong)
+        assert refused.value.code == 403
+        refused.value.close()

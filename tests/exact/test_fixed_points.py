@@ -219,6 +219,13 @@ def test_plain_gradient_descent_ends_there_as_well(loss):
     assert found.gap > 1e-3
 
 
+def test_a_start_at_rest_is_the_answer_at_once(monkeypatch):
+    monkeypatch.setattr("rlhf_toy.exact.fixed_points.MOST_CALLS", 1)
+    best = torch.from_numpy(np.log(gibbs(BETA)))
+    again = fixed_point(preference(dpo), REF, REWARDS, BETA, start_logps=best)
+    assert_policy(again, gibbs(BETA))
+
+
 # The boundary
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -251,6 +252,19 @@ def test_where_no_record_leads_the_policy_is_the_reference():
     dpo = population_dpo(episodes, ref_logps, BETA, seed=0)
     assert_close(dpo[:, 2:], ref_logps[2:].expand(3, 2, 4))  # hole and goal
     assert_close(dpo[0, 1], ref_logps[1])  # nobody is there at the start
+
+
+def test_a_seed_moves_the_start_of_every_choice_that_a_record_visits(monkeypatch):
+    tables = random_tree(0, 0.7)
+    ref_logps = tables[-1]
+    monkeypatch.setattr("rlhf_toy.exact.population._minimise", lambda loss, start: start)
+    start = population_dpo(enumerate_episodes(*tables, start=0, horizon=2), ref_logps, BETA, seed=5)
+    # The first step visits state 0, the second one states 1, 2 and 3: eight choices in order.
+    noise = torch.from_numpy(np.random.default_rng(5).normal(size=8)).view(4, 2)
+    expected = ref_logps.expand(2, 5, 2).clone()
+    expected[0, 0] += noise[0]
+    expected[1, 1:4] += noise[1:]
+    assert_close(start, expected.log_softmax(-1))
 
 
 # Errors

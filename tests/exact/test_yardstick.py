@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from rlhf_toy.envs import LongReview, SlipperyWordMDP, WordMDP
 from rlhf_toy.exact import (
@@ -186,6 +187,7 @@ def test_the_mix_of_two_estimates_varies_less_than_either(long_world, make_model
         mix = with_least_variance(first, second)
         spread = lambda x: float((x - x.mean(1, keepdim=True)).square().sum())  # noqa: E731
         assert spread(mix) < 1.05 * min(spread(first), spread(second))
+        assert_close(with_least_variance(1e-3 * first, 1e-3 * second), 1e-3 * mix)
     policy = make_model(PolicyModel, long_world)
     yardstick = AutomatonYardstick(long_world, 0.3, samples=1_000)
     prompts = torch.arange(2).repeat_interleave(500)

@@ -100,6 +100,20 @@ def test_there_are_predictions_and_an_end(stem):
     assert text.count("<details><summary>answer</summary>") == text.count("</details>") == 3
 
 
+def test_each_prediction_has_a_name_of_its_own_and_is_shown_later():
+    asked = []
+    for stem in NOTEBOOKS:
+        texts = [cell.source for cell in cells(stem, "code")]
+        for i, text in enumerate(texts):
+            for name in re.findall(r'exercises\.predict\(\s*"(.+?)"', text):
+                asked.append(name)
+                assert name.startswith(f"{stem[:2]} ")
+                assert any(f'exercises.predicted("{name}")' in later for later in texts[i + 1 :])
+        shown = re.findall(r'exercises\.predicted\("(.+?)"\)', "\n".join(texts))
+        assert set(shown) == {name for name in asked if name[:2] == stem[:2]}
+    assert len({name[:2] for name in asked}) >= 3 and len(set(asked)) == len(asked)
+
+
 def test_the_last_lines_lead_to_the_next_notebook(stem):
     for other in [other for other in NOTEBOOKS if other > stem][:1]:
         assert re.search(rf"Next: \[{other[:2]} · .+\]\({other}\.ipynb\)\s*$", prose(stem))

@@ -1,6 +1,7 @@
 """Every notebook runs to its end with all exercises solved, by answers as students write them."""
 
 import inspect
+import json
 import re
 import runpy
 from pathlib import Path
@@ -35,14 +36,15 @@ def solved(notebook: nbformat.NotebookNode, answers: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_solved_notebook_runs_to_its_end(path):
+def test_a_solved_notebook_runs_to_its_end(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     answers = ROOT / "tests" / "course" / "exercises" / f"answers_{path.stem[:2]}.py"
     right = runpy.run_path(str(answers))["RIGHT"] if answers.exists() else {}
     names = solved(notebook, right)
     if not names:
         pytest.skip("no exercises in this notebook")
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}})
+    # Its own folder: the progress that it keeps is not that of whoever works in notebooks/.
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}})
     client.execute()
     printed = [  # a busy machine may deliver a line in pieces
         "".join(output.text for output in cell.outputs)
@@ -50,3 +52,5 @@ def test_a_solved_notebook_runs_to_its_end(path):
         if "exercise" in cell.metadata.get("tags", [])
     ]
     assert printed == [f"{name}: right\n" for name in names]
+    record = json.loads((tmp_path / "my_progress.json").read_text(encoding="utf-8"))
+    assert record["exercises"] == dict.fromkeys(names, "done")

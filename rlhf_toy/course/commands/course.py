@@ -205,7 +205,7 @@ def execute(
 
 
 def drop_widgets(notebook: NotebookNode) -> None:
-    """Replace each widget by its static figure; remove the widgets that have none.
+    """Replace each widget by its static figure or text; remove the widgets that have none.
 
     A widget shows nothing without a kernel, and its id changes in every run.
     """
@@ -215,8 +215,8 @@ def drop_widgets(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             for output in cell.outputs:
-                if WIDGET_VIEW in output.get("data", {}) and "image/png" in output.data:
-                    del output.data[WIDGET_VIEW]
+                if {"image/png", "text/html"} & {*output.get("data", {})}:
+                    output.data.pop(WIDGET_VIEW, None)
             cell.outputs = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
 
 

@@ -2,7 +2,8 @@
 
 The folder gets model/ (model and tokenizer), train.jsonl and test.jsonl (preferences on the
 policy's own responses), train_dpo.py and train_rloo.py. Each script trains the model with TRL and
-prints its gap to the exact optimum. Needs the extra `bridge`.
+prints its gap to the exact optimum. In the long world that is the optimum around the world's table,
+which the exported reference imitates. Needs the extra `bridge`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-from rlhf_toy.course.commands.usage import UsageError
+from rlhf_toy.course.commands.usage import MOST_PREFERENCES, UsageError
 
 if TYPE_CHECKING:
     from rlhf_toy.envs import TextWorld
@@ -70,10 +71,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"export needs trl {OLDEST_TRL} or newer, found {version('trl')}")
     if args.world not in WORLDS:
         raise UsageError(f"--world must be one of {', '.join(WORLDS)}, got {args.world!r}")
-    if args.preferences < 10:
-        raise UsageError(f"--preferences must be at least 10, got {args.preferences}")
-    if args.seed < 0:
-        raise UsageError(f"--seed must be at least 0, got {args.seed}")
+    if not 10 <= args.preferences <= MOST_PREFERENCES:
+        limits = f"from 10 to {MOST_PREFERENCES}"
+        raise UsageError(f"--preferences must be {limits}, got {args.preferences}")
+    if not 0 <= args.seed < 2**63:
+        raise UsageError(f"--seed must be between 0 and 2**63 - 1, got {args.seed}")
     target, world = _check_folder(args.folder), make_world(args.world)
     policy = _read_policy(args.policy, world) if args.policy else None
     if policy is None:
@@ -99,12 +101,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_folder(folder: Path) -> Path:
     target = Path(os.path.realpath(folder))
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.lexists(target) and (not os.path.isdir(target) or any(target.iterdir())):
         raise UsageError(f"{folder} is not empty: give a new or an empty folder")
-    if not os.access(target.parent, os.W_OK):
+    try:
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.").cleanup()
+    except OSError:  # such as a name that is too long
         raise UsageError(
             f"{folder} cannot be created: there is no folder for it that can be written to"
-        )
+        ) from None
     return target
 
 

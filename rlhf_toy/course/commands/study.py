@@ -23,6 +23,7 @@ from rlhf_toy.course.commands.usage import UsageError, check_writable
 
 # How far a rerun may be from the saved result, in standard deviations over the condition's seeds.
 TOLERANCE = 2.0
+MOST_JOBS = 10_000
 SECONDS_TO_ANSWER = 10  # for a cluster's scheduler
 
 
@@ -65,8 +66,11 @@ def run(args: argparse.Namespace) -> int:
         UsageError: an option that cannot be used, or a saved file that is damaged or comes from
             another version of the study.
     """
-    if args.jobs == 0 or args.jobs < -1:
-        raise UsageError(f"--jobs must be at least 1, or -1 for one per core, got {args.jobs}")
+    if args.jobs != -1 and not 1 <= args.jobs <= MOST_JOBS:
+        limits = f"from 1 to {MOST_JOBS}, or -1 for one per core"
+        raise UsageError(f"--jobs must be {limits}, got {args.jobs}")
+    if args.cluster == "":
+        raise UsageError("--cluster must be an address, such as tcp://host:8786, or `local`")
     path, unfinished = (args.output / f"{args.name}{end}.json" for end in ("", ".unfinished"))
     if args.recheck and not os.path.isfile(path):
         raise UsageError(f"--recheck: there is no file {path}; run the study without --recheck")

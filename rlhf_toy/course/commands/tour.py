@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_toy.course.commands.usage import UsageError, check_writable
+from rlhf_toy.course.commands.usage import MOST_PREFERENCES, UsageError, check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,10 +96,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--seed must be between 0 and 2**63 - 1, got {args.seed}")
     if args.beta is not None and not 0 < args.beta < math.inf:
         raise UsageError(f"--beta must be a finite number above 0, got {args.beta}")
-    if args.preferences < FEWEST_PREFERENCES:
-        raise UsageError(
-            f"--preferences must be at least {FEWEST_PREFERENCES}, got {args.preferences}"
-        )
+    if not FEWEST_PREFERENCES <= args.preferences <= MOST_PREFERENCES:
+        limits = f"from {FEWEST_PREFERENCES} to {MOST_PREFERENCES}"
+        raise UsageError(f"--preferences must be {limits}, got {args.preferences}")
     if args.figure and args.figure.suffix not in FIGURE_FORMATS:
         raise UsageError(f"--figure must end in {', '.join(FIGURE_FORMATS)}, got {args.figure}")
     options = (("--json", args.json), ("--figure", args.figure))

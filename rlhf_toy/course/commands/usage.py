@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
+MOST_PREFERENCES = 10_000_000  # that a command collects
+
 
 class UsageError(ValueError):
     """A mistake in a command line: printed as one line without a traceback, with exit code 2.

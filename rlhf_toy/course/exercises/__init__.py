@@ -14,12 +14,19 @@ import pkgutil
 import textwrap
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from rlhf_toy.checks import check_type, shown
-from rlhf_toy.course.exercises.grading import NOT_ATTEMPTED, RIGHT, WRONG, Exercise, Verdict
+from rlhf_toy.course import record
+from rlhf_toy.course.exercises.grading import NOT_ATTEMPTED, RIGHT, Exercise, Verdict
 from rlhf_toy.course.exercises.grading import grade as _grade
 
-__all__ = ["Verdict", "check", "grade", "hint", "names", "progress", "solution"]
+if TYPE_CHECKING:
+    from rlhf_toy.course.widgets.prediction import Prediction, Reminder
+
+__all__ = [
+    "Verdict", "check", "grade", "hint", "names", "predict", "predicted", "progress", "solution",
+]  # fmt: skip
 
 _NOTEBOOKS = [
     import_module(f"{__name__}.{module.name}")
@@ -29,7 +36,8 @@ _NOTEBOOKS = [
 _EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise for notebook in _NOTEBOOKS for exercise in notebook.EXERCISES
 }
-_verdicts: dict[str, str] = {}  # of this session: right once it was, otherwise the last status
+_STATES = ("open", "tried", "done")  # the later ones stay
+_states: dict[str, str] = {}  # reached in this session
 _hints_shown: dict[str, int] = {}
 
 
@@ -73,8 +81,8 @@ def check(name: str, fn: Callable) -> Callable:
     """
     exercise = _exercise(name)
     verdict = _grade(exercise, fn)
-    if _verdicts.get(name) != RIGHT:
-        _verdicts[name] = verdict.status
+    if verdict.status != NOT_ATTEMPTED:
+        _note(name, "done" if verdict.status == RIGHT else "tried")
     print(f"{name}: {verdict.status}")
     if verdict.counterexample:
         print(textwrap.indent(str(verdict.counterexample), "    "))
@@ -111,15 +119,49 @@ def solution(name: str) -> None:
 
 
 def progress() -> None:
-    """Print which exercises are done, tried and open in this session, one line per notebook."""
-    labels = {RIGHT: "done", WRONG: "tried", NOT_ATTEMPTED: "open"}
+    """Print which exercises are done, tried and open, one line per notebook.
+
+    What was done before a restart of the kernel is in `my_progress.json`, beside the notebooks.
+    """
+    saved = record.recall(record.EXERCISES)
     for notebook in dict.fromkeys(exercise.notebook for exercise in _EXERCISES.values()):
         states = [
-            f"{name}: {labels[_verdicts.get(name, NOT_ATTEMPTED)]}"
+            f"{name}: {_state(name, saved)}"
             for name, exercise in _EXERCISES.items()
             if exercise.notebook == notebook
         ]
         print(f"{notebook}   {'   '.join(states)}")
+
+
+def predict(name: str, question: str) -> Prediction:
+    """Ask for a prediction in a cell of its own; an empty one is fine.
+
+    Args:
+        name: under which the prediction is kept, such as "06 best beta".
+        question: what to predict.
+    """
+    from rlhf_toy.course.widgets.prediction import Prediction
+
+    return Prediction(name, question)
+
+
+def predicted(name: str) -> Reminder:
+    """Show what was predicted under this name, beside the result."""
+    from rlhf_toy.course.widgets.prediction import Reminder
+
+    return Reminder(name)
+
+
+def _state(name: str, saved: dict[str, str]) -> str:
+    """Return the best that was reached, in this session or before."""
+    return max({_states.get(name), saved.get(name), "open"} & {*_STATES}, key=_STATES.index)
+
+
+def _note(name: str, state: str) -> None:
+    best = _state(name, record.recall(record.EXERCISES))
+    if _STATES.index(state) > _STATES.index(best):
+        _states[name] = state
+        record.keep(record.EXERCISES, name, state)
 
 
 def _exercise(name: str) -> Exercise:

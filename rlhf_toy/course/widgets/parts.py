@@ -164,10 +164,10 @@ class InteractiveCell:
 
     Attributes:
         box: the widgets; code can set their values just as a reader does.
-        figure: the PNG that saved notebooks and web pages show instead.
+        figure: what saved notebooks and web pages show instead, a PNG or HTML.
     """
 
-    def __init__(self, box: ipywidgets.Box, figure: bytes) -> None:
+    def __init__(self, box: ipywidgets.Box, figure: bytes | str) -> None:
         self.box = box
         self.figure = figure
 
@@ -183,7 +183,10 @@ class InteractiveCell:
         # Without a kernel the figure is shown. Colab saves none of its kernel's widgets, and may
         # choose the wrong one of the two.
         if "google.colab" not in sys.modules:
-            data["image/png"] = base64.b64encode(self.figure).decode()
+            if isinstance(self.figure, str):
+                data["text/html"] = self.figure
+            else:
+                data["image/png"] = base64.b64encode(self.figure).decode()
         display(data, raw=True)
 
 

@@ -82,10 +82,15 @@ def test_what_cannot_work_is_refused_before_any_work(trained, tmp_path, capsys):
     new = tmp_path / "new"
     assert "not empty" in refused([full, "--world", "dishes", *policy], capsys)
     assert "not empty" in refused([full / "mine.txt", "--world", "dishes", *policy], capsys)
-    assert "cannot be created" in refused([tmp_path / "no" / "where"], capsys)
+    for nowhere in (tmp_path / "no" / "where", full / "mine.txt" / "sub", tmp_path / ("n" * 300)):
+        assert "cannot be created" in refused([nowhere, "--world", "dishes", *policy], capsys)
+    (full / "loop").symlink_to("loop")
+    assert "not empty" in refused([full / "loop", "--world", "dishes", *policy], capsys)
     assert "--world" in refused([new, "--world", "nowhere"], capsys)
     assert "--preferences" in refused([new, "--preferences", "3"], capsys)
-    assert "--seed" in refused([new, "--seed", "-1"], capsys)
+    assert "--preferences" in refused([new, "--preferences", "9" * 30], capsys)
+    for seed in ("-1", "9" * 30):
+        assert "--seed" in refused([new, "--seed", seed], capsys)
     assert "another world" in refused([new, "--world", "reviews", *policy], capsys)
     assert "checkpoint" in refused([new, "--policy", full / "mine.txt"], capsys)
     assert "--policy" in refused([new, "--policy", tmp_path / "nothing.ck"], capsys)

@@ -180,7 +180,14 @@ def test_without_a_file_there_is_nothing_to_recheck(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [["no_such_study"], ["{name}", "--jobs", "0"], ["{name}", "--jobs", "-2"], []],
+    [
+        [],
+        ["no_such_study"],
+        ["{name}", "--jobs", "0"],
+        ["{name}", "--jobs", "-2"],
+        ["{name}", "--jobs", "9" * 30],
+        ["{name}", "--cluster", ""],
+    ],
 )
 def test_what_cannot_be_used_is_refused(options, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

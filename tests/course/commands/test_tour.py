@@ -127,6 +127,7 @@ def test_the_figure_is_a_picture(toured):
         ["--beta", "inf"],
         ["--seed", "-1"],
         ["--preferences", "3"],
+        ["--preferences", "9" * 30],
         ["--device", "nowhere"],
         ["--world", "nowhere"],
         ["--figure", "{folder}/figure.exe"],

@@ -21,7 +21,7 @@ def grade(fn):
 
 @pytest.fixture(autouse=True)
 def fresh_session(monkeypatch):
-    monkeypatch.setattr(exercises, "_verdicts", {})
+    monkeypatch.setattr(exercises, "_states", {})
     monkeypatch.setattr(exercises, "_hints_shown", {})
 
 
