@@ -13,8 +13,9 @@ SOLVED = tests/notebooks/test_solved.py
 BROWSER = tests/browser
 TRL_TRAINERS = tests/bridge/test_trainers.py
 RERUNS = tests/course/studies/test_reruns.py
-UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q \
-	--ignore $(SOLVED) --ignore $(BROWSER) --ignore $(TRL_TRAINERS) --ignore $(RERUNS)
+CLASS = tests/course/submissions/test_class_of_80.py
+SLOW = $(SOLVED) $(BROWSER) $(TRL_TRAINERS) $(RERUNS) $(CLASS)
+UNIT_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q $(addprefix --ignore=,$(SLOW))
 # Each notebook twice: as it is, against its saved outputs, and with all exercises solved.
 # A notebook's cells need one kernel, hence `loadfile`; a dead kernel is only noticed by the time-out.
 NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --dist loadfile \
@@ -24,7 +25,7 @@ NOTEBOOK_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) -q --
 BROWSER_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -rs --no-header $(BROWSER)
 
 .PHONY: help course test lab notebooks figures lint clean
-.PHONY: test-colab test-browser test-bridge test-studies test-newest bench mutants
+.PHONY: test-colab test-browser test-bridge test-class test-studies test-newest bench mutants
 
 help:
 	@echo "make course      run all notebooks into a browsable HTML folder"
@@ -36,6 +37,7 @@ help:
 	@echo "make bench       our speed beside that of TRL, transformers and choix"
 	@echo "make test-studies  one run of each study again, against its data file"
 	@echo "make test-newest  unit tests and notebooks with the newest versions and Python 3.13"
+	@echo "make test-class  grade a made-up class of eighty, every verdict as expected"
 	@echo "make mutants     make small faults in the core and count those that no test notices"
 	@echo "make notebooks   run all notebooks and save their outputs in them"
 	@echo "make figures     draw the figures again"
@@ -92,6 +94,10 @@ test-studies: $(VENV)/stamp
 test-newest: $(VENV_NEWEST)/stamp
 	$(call UNIT_TESTS,$(VENV_NEWEST))
 	$(call NOTEBOOK_TESTS,$(VENV_NEWEST))
+
+# Ten minutes on two free cores; the unit tests grade a class of twelve.
+test-class: $(VENV)/stamp
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -s $(CLASS)
 
 clean:
 	rm -rf $(VENV) $(VENV_COLAB) $(VENV_NEWEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis

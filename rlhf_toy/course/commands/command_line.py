@@ -7,7 +7,17 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rlhf_toy.course.commands import claims, course, doctor, export, pool, publish, study, tour
+from rlhf_toy.course.commands import (
+    claims,
+    course,
+    doctor,
+    export,
+    grade,
+    pool,
+    publish,
+    study,
+    tour,
+)
 from rlhf_toy.course.commands.usage import UsageError
 
 COMMANDS = {
@@ -18,6 +28,7 @@ COMMANDS = {
     "claims": claims,
     "publish": publish,
     "export": export,
+    "grade": grade,
     "pool": pool,
 }
 

@@ -46,17 +46,25 @@ def names() -> list[str]:
     return list(_EXERCISES)
 
 
+def all_exercises() -> dict[str, Exercise]:
+    """Return all exercises by name, in the order of the course."""
+    return dict(_EXERCISES)
+
+
 def grade(name: str, fn: Callable) -> Verdict:
     """Grade a student's function.
 
     Args:
         name: name of the exercise.
         fn: the function. It is called with copies of the inputs. An exception in it becomes a
-            verdict, and the global random states are restored.
+            verdict. What it changes in the process, such as random states, the working folder or
+            the default dtype, is restored. If it has not returned after 1.5 s, it is stopped;
+            C code such as sum(range(10**12)) cannot be stopped, and the call waits for it.
 
     Returns:
-        The verdict: "right"; "wrong" with a hint and the smallest test case that fails; or "not
-        attempted" if the function always returns None or `...`, or raises NotImplementedError.
+        The verdict: "right"; "wrong" with a hint and the smallest test case that fails; "not
+        attempted" if the function always returns None or `...`, or raises NotImplementedError; or
+        "the package's own" if it is right because it calls the solution.
 
     Raises:
         TypeError: the name is not a string.

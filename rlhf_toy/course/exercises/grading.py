@@ -1,32 +1,25 @@
-"""Grade an answer: call it on test cases, compare it with the solution and with known mistakes.
+"""Grade an answer: compare what it did with the solution and with known mistakes.
 
-A student's function gets copies of the inputs, the global random states are restored after it, an
-exception in it becomes a verdict, and an endless loop in Python is stopped. A call into C code that
-never returns, such as sum(range(10**12)), cannot be stopped.
+`grade` calls a student's function in this process: it gets copies of the inputs, an exception in it
+becomes a verdict, and an endless loop in Python is stopped, see `kernel`. `judge` compares outcomes
+from anywhere.
 """
 
 from __future__ import annotations
 
-import copy
-import ctypes
-import linecache
-import random
-import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from rlhf_toy.checks import shown
+from rlhf_toy.course.exercises.kernel import originals, states_kept, within_time
+from rlhf_toy.course.exercises.outcomes import Outcome, close, run_case, same, text_of
 
-SECONDS_AT_MOST = 1.5  # for a student's function, over all cases
-RTOL, ATOL = 1e-4, 1e-5  # float32 passes
 NOT_ATTEMPTED, WRONG, RIGHT = "not attempted", "wrong", "right"
+THE_PACKAGES = "the package's own"  # the numbers are right, but the solution was called for them
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Mistake:
     """A common wrong answer.
 
     Attributes:
-        name: a short name for tests; students do not see it.
+        name: a short name for instructors and tests; students do not see it.
         hint: what the student should think about; it does not give the answer away.
         answer: the wrong function, with the same arguments as the right one.
     """
@@ -117,254 +110,141 @@ class Verdict:
     """The result of grading an answer.
 
     Attributes:
-        status: "not attempted", "wrong" or "right".
+        status: "not attempted", "wrong", "right", or "the package's own" for an answer that calls
+            the solution.
         hint: what the student should think about, if the answer is wrong.
         counterexample: the smallest test case that the answer gets wrong, if there is one.
+        mistake: the name of the known mistake, or of the kind of failure, if the answer is wrong.
     """
 
     status: str
     hint: str = ""
     counterexample: Counterexample | None = None
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a function did with a test case: its results and their gradients, or how it failed."""
-
-    parts: tuple[Tensor, ...] = ()
-    gradients: tuple[Tensor, ...] = ()
-    is_empty: bool = False  # None, ... or NotImplementedError: not attempted
-    failure: str = ""  # why there is no result to compare
-    raised: type[BaseException] | None = None
-    changed: str = ""  # the argument that was changed in place
-    lost_gradient: bool = False
-    text: str = field(default="", compare=False)
+    mistake: str = ""
 
 
 def grade(exercise: Exercise, fn: Callable) -> Verdict:
     """Grade a function, see `rlhf_toy.course.exercises.grade`."""
     if not callable(fn):
-        hint = (
-            f"Expected a function called {exercise.name}, got {shown(fn)}. Pass the function "
-            "itself, not its result."
-        )
-        return Verdict(WRONG, hint)
-    cases = sorted(exercise.cases(), key=lambda case: case.size)
-    with _random_states_kept():
-        outcomes = _within_time(lambda found: _run_all(exercise, fn, cases, found))
-        if len(outcomes) < len(cases):
-            hint = (
-                f"Your function did not return within {SECONDS_AT_MOST} s. Does it have a loop "
-                "that never ends?"
-            )
-            return Verdict(WRONG, hint, _counterexample(exercise, cases[len(outcomes)], None))
-        if all(outcome.is_empty for outcome in outcomes):
-            return Verdict(NOT_ATTEMPTED)
-        right = [_run(exercise, exercise.solution, case) for case in cases]
-        agrees = [_same(a, b) for a, b in zip(outcomes, right, strict=True)]
-        if all(agrees):
+        return not_callable(exercise, shown(fn))
+    with originals():
+        cases = sorted_cases(exercise)
+    with states_kept():
+        timed = within_time(lambda found: _run_all(exercise, fn, cases, found))
+    with states_kept(), originals():
+        return judge(exercise, timed.outcomes, timed.why(), "does not return")
+
+
+def not_callable(exercise: Exercise, found: str) -> Verdict:
+    """Return the verdict on something that is no function, described in words."""
+    hint = (
+        f"Expected a function called {exercise.name}, got {found}. Pass the function itself, not "
+        "its result."
+    )
+    return Verdict(WRONG, hint, mistake="no function")
+
+
+def judge(
+    exercise: Exercise, outcomes: Sequence[Outcome], why_unfinished: str = "", mistake: str = ""
+) -> Verdict:
+    """Return the verdict on what a function did with the cases of `sorted_cases`, in this order.
+
+    Args:
+        exercise: what the function should do.
+        outcomes: of each case, or of the first ones if the function did not get further.
+        why_unfinished: the hint if there are fewer outcomes than cases.
+        mistake: the name of that failure.
+    """
+    cases = sorted_cases(exercise)
+    right = _known(exercise, exercise.solution)
+    if len(outcomes) < len(cases):
+        example = _counterexample(cases[len(outcomes)], right[len(outcomes)], None)
+        return Verdict(WRONG, why_unfinished, example, mistake)
+    if all(outcome.is_empty for outcome in outcomes):
+        return Verdict(NOT_ATTEMPTED)
+    agrees = [same(a, b) for a, b in zip(outcomes, right, strict=True)]
+    if all(agrees):
+        if not any(outcome.used_solution for outcome in outcomes):
             return Verdict(RIGHT)
-        first = agrees.index(False)
-        hint = _hint(exercise, cases, outcomes, right, agrees)
-    return Verdict(WRONG, hint, _counterexample(exercise, cases[first], outcomes[first]))
-
-
-def _hint(
-    exercise: Exercise,
-    cases: Sequence[Case],
-    outcomes: Sequence[_Outcome],
-    right: Sequence[_Outcome],
-    agrees: Sequence[bool],
-) -> str:
-    """Return the hint of the known mistake that fits, or one that is true for any wrong answer."""
+        name = f"{exercise.solution.__module__}.{exercise.solution.__name__}"
+        return Verdict(
+            THE_PACKAGES, f"Your function calls {name}. How would you write it yourself?"
+        )
+    first = agrees.index(False)
     # If an answer is wrong on plain cases, the extreme ones may show a second mistake.
     plain = [i for i, case in enumerate(cases) if not case.is_corner]
     compared = plain if not all(agrees[i] for i in plain) else range(len(cases))
-    for mistake in exercise.mistakes:
-        if all(_same(outcomes[i], _run(exercise, mistake.answer, cases[i])) for i in compared):
-            return mistake.hint
-    outcome, expected = next(
-        (o, r) for o, r, same in zip(outcomes, right, agrees, strict=True) if not same
+    for known in exercise.mistakes:
+        if all(same(outcomes[i], _known(exercise, known.answer)[i]) for i in compared):
+            mistake, hint = known.name, known.hint
+            break
+    else:
+        mistake, hint = _failure(exercise, outcomes[first], right[first])
+    return Verdict(
+        WRONG, hint, _counterexample(cases[first], right[first], outcomes[first]), mistake
     )
+
+
+def _failure(exercise: Exercise, outcome: Outcome, right: Outcome) -> tuple[str, str]:
+    """Return name and hint of what is wrong with an outcome that is no known mistake's."""
     if outcome.is_empty:
-        return "Your function returns nothing for this input. Does every branch have a return?"
+        hint = "Your function returns nothing for this input. Does every branch have a return?"
+        return "no result", hint
     if outcome.failure:
-        return outcome.failure
+        kind = outcome.raised if outcome.raised.isidentifier() else "an exception"
+        return f"raises {kind}" if outcome.raised else "no numbers", outcome.failure
     if outcome.changed:
-        return (
+        return "changes an argument", (
             f"Your function changes its argument {outcome.changed} in place, so the caller's "
             "tensor changes too. Work on a copy."
         )
-    for name, mine, theirs in zip(exercise.returns, outcome.parts, expected.parts, strict=True):
+    for name, mine, theirs in zip(exercise.returns, outcome.parts, right.parts, strict=False):
         if mine.shape != theirs.shape:
-            return f"The {name} has the shape {list(mine.shape)}, but it should " + (
+            return "shape", f"The {name} has the shape {list(mine.shape)}, but it should " + (
                 f"have the shape {list(theirs.shape)}." if theirs.dim() else "be a scalar."
             )
     if outcome.lost_gradient:
-        return (
+        return "no gradient", (
             "The numbers are right, but no gradient flows through them, so a model could not learn "
             "from them. Use torch only: no .item(), .detach(), float(), numpy or torch.tensor(...)."
         )
-    if all(map(_close, outcome.parts, expected.parts)):
-        return "The numbers are right, but their gradient is not. Did you detach something?"
-    return "This is none of the common mistakes. Work through the example by hand and compare."
+    if all(map(close, outcome.parts, right.parts)):
+        hint = "The numbers are right, but their gradient is not. Did you detach something?"
+        return "wrong gradient", hint
+    hint = "This is none of the common mistakes. Work through the example by hand and compare."
+    return "other", hint
 
 
-def _run_all(
-    exercise: Exercise, fn: Callable, cases: Sequence[Case], found: list[_Outcome]
-) -> None:
+@cache
+def sorted_cases(exercise: Exercise) -> tuple[Case, ...]:
+    """Return the test cases, the smallest first."""
+    return tuple(sorted(exercise.cases(), key=lambda case: case.size))
+
+
+@cache
+def _known(exercise: Exercise, fn: Callable) -> tuple[Outcome, ...]:
+    """Return what the solution or a known mistake does with each case."""
+    return tuple(run_case(exercise, fn, case) for case in sorted_cases(exercise))
+
+
+def prepare_to_judge(exercise: Exercise) -> None:
+    """Compute what `judge` keeps: what the solution and the known mistakes do with each case."""
+    for fn in (exercise.solution, *(mistake.answer for mistake in exercise.mistakes)):
+        _known(exercise, fn)
+
+
+def _run_all(exercise: Exercise, fn: Callable, cases: Sequence[Case], found: list[Outcome]) -> None:
     """Append the outcome of each case to `found`, which the caller can read at any time."""
     for case in cases:
-        found.append(_run(exercise, fn, case))
+        found.append(run_case(exercise, fn, case))
 
 
-def _run(exercise: Exercise, fn: Callable, case: Case) -> _Outcome:
-    """Call a function on copies of a case's arguments."""
-    arguments = {name: _copy(value) for name, value in case.arguments.items()}
-    tracked = [arguments[name].requires_grad_() for name in exercise.differentiable]
-    try:
-        with torch.enable_grad():
-            # By position, because students may rename the arguments.
-            result = fn(*arguments.values())
-    except NotImplementedError:
-        return _Outcome(is_empty=True, text="NotImplementedError")
-    except (Exception, SystemExit) as error:
-        text = f"{type(error).__name__}: {error}"
-        return _Outcome(failure=_where(error), raised=type(error), text=text)
-    if result is None or result is ...:
-        return _Outcome(is_empty=True, text=repr(result))
-    text = _text(result)
-    for name, value in case.arguments.items():
-        if isinstance(value, Tensor) and not _close(arguments[name].detach(), value):
-            return _Outcome(changed=name, text=text)
-    several = len(exercise.returns) > 1
-    if several and not (isinstance(result, tuple | list) and len(result) == len(exercise.returns)):
-        wanted = ", ".join(exercise.returns)
-        failure = f"Expected {len(exercise.returns)} results ({wanted}), got {text}."
-        return _Outcome(failure=failure, text=text)
-    try:
-        parts = tuple(_tensor(part) for part in (result if several else [result]))
-    except (TypeError, ValueError, RuntimeError):
-        return _Outcome(failure=f"Expected numbers or a tensor, got {text}.", text=text)
-    values = tuple(part.detach().double().cpu() for part in parts)
-    if not tracked:
-        return _Outcome(parts=values, text=text)
-    if not parts[0].requires_grad:
-        return _Outcome(parts=values, lost_gradient=True, text=text)
-    # Different weights: errors in two entries cannot cancel.
-    weights = torch.arange(1, parts[0].numel() + 1).to(parts[0]).view(parts[0].shape)
-    try:
-        gradients = torch.autograd.grad(
-            (parts[0] * weights).sum(), tracked, allow_unused=True, materialize_grads=True
-        )
-    except RuntimeError as error:
-        return _Outcome(failure=f"The gradient could not be computed: {error}", text=text)
-    return _Outcome(parts=values, gradients=tuple(g.double().cpu() for g in gradients), text=text)
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
-
-
-def _tensor(part: Any) -> Tensor:
-    """Return a part of the result as a tensor; stacking a list of tensors keeps gradients."""
-    if isinstance(part, tuple | list) and part and isinstance(part[0], Tensor):
-        return torch.stack(list(part))
-    return torch.as_tensor(part)
-
-
-def _same(one: _Outcome, other: _Outcome) -> bool:
-    """Return whether two functions did the same, in values, shapes, gradients and failures."""
-    alike = (
-        one.is_empty == other.is_empty
-        and bool(one.failure) == bool(other.failure)
-        and one.raised == other.raised
-        and one.changed == other.changed
-        and one.lost_gradient == other.lost_gradient
-        and len(one.parts) == len(other.parts)
-    )
-    return alike and all(map(_close, one.parts + one.gradients, other.parts + other.gradients))
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(
-        one.double(), other.double(), RTOL, ATOL, equal_nan=True
-    )
-
-
-def _where(error: BaseException) -> str:
-    """Describe the error with the line of the student's code that raised it."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)][1:]  # without `_run`
-    said = f"{type(error).__name__}: {error}"
-    if not frames:
-        return f"The call failed with {said}. Does your function take the arguments of the example?"
-    theirs = [frame for frame in frames if frame.filename == frames[0].filename][-1]
-    line = (theirs.line or linecache.getline(theirs.filename, theirs.lineno)).strip()
-    return f"Line {theirs.lineno} of your code, `{line}`, raised {said}"
-
-
-def _counterexample(exercise: Exercise, case: Case, outcome: _Outcome | None) -> Counterexample:
-    right = _run(exercise, exercise.solution, case)
-    yours = "no result" if outcome is None else outcome.text
-    if outcome is not None and outcome.parts and all(map(_close, outcome.parts, right.parts)):
+def _counterexample(case: Case, right: Outcome, outcome: Outcome | None) -> Counterexample:
+    yours, right_text = "no result" if outcome is None else outcome.text, right.text
+    if outcome is not None and outcome.parts and all(map(close, outcome.parts, right.parts)):
         yours, right_text = (
-            f"{o.text}, with gradient {_text(o.gradients) if o.gradients else 'none'}"
+            f"{o.text}, with gradient {text_of(o.gradients) if o.gradients else 'none'}"
             for o in (outcome, right)
         )
-    else:
-        right_text = right.text
-    arguments = {name: _text(value) for name, value in case.arguments.items()}
+    arguments = {name: text_of(value) for name, value in case.arguments.items()}
     return Counterexample(arguments, yours, right_text)
-
-
-def _text(value: Any) -> str:
-    """Format a value as a student would write it, with 4 digits."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        return _text(value.tolist())
-    if isinstance(value, np.ndarray):
-        return _text(value.tolist())
-    if isinstance(value, bool | int | str):
-        return repr(value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, tuple) and len(value) != 1:
-        return f"({', '.join(map(_text, value))})"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_text, value))}]"
-    return str(value)
-
-
-def _within_time(work: Callable[[list[_Outcome]], None]) -> list[_Outcome]:
-    """Return what `work` had found when it ended or ran out of time."""
-    found: list[_Outcome] = []
-    thread = threading.Thread(target=_quietly, args=(work, found), daemon=True)
-    thread.start()
-    thread.join(SECONDS_AT_MOST)
-    if thread.is_alive():  # a loop in Python stops at its next line
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeIsOver)
-        )
-        thread.join(0.3)
-    return list(found)
-
-
-class _TimeIsOver(BaseException):
-    """Raised in a student's function that never ends; `except Exception` does not catch it."""
-
-
-def _quietly(work: Callable[[list[_Outcome]], None], found: list[_Outcome]) -> None:
-    with suppress(_TimeIsOver):
-        work(found)
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Restore the global random states on leaving."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])

@@ -12,7 +12,11 @@ from rlhf_toy.course import exercises
 from rlhf_toy.course.exercises import _EXERCISES, grading
 
 NAME = "log_partition"
-right = _EXERCISES[NAME].solution
+solution = _EXERCISES[NAME].solution
+
+
+def right(ref_logps, rewards, beta):
+    return torch.logsumexp(ref_logps + rewards / beta, -1)
 
 
 def grade(fn):
@@ -40,7 +44,7 @@ def unwritten_error(ref_logps, rewards, beta):
 @pytest.mark.parametrize("fn", [unwritten_pass, unwritten_dots, unwritten_error])
 def test_an_empty_body_is_not_attempted(fn, capsys):
     assert grade(fn) == exercises.Verdict("not attempted")
-    assert exercises.check(NAME, fn) is right
+    assert exercises.check(NAME, fn) is solution
     assert capsys.readouterr().out == f"{NAME}: not attempted\n"
 
 
@@ -52,7 +56,7 @@ def test_check_returns_the_students_own_function_only_if_it_is_right(capsys):
         return right(ref_logps, rewards, 1.0)
 
     assert exercises.check(NAME, mine) is mine
-    assert exercises.check(NAME, wrong) is right
+    assert exercises.check(NAME, wrong) is solution
     printed = capsys.readouterr().out
     assert printed.startswith("log_partition: right\nlog_partition: wrong\n")
     assert "beta = 0.5" in printed and "yours: " in printed and "right: " in printed
@@ -234,6 +238,50 @@ def test_progress_tells_done_tried_and_open(capsys):
 def test_names_are_in_the_order_of_the_notebooks():
     notebooks = [_EXERCISES[name].notebook for name in exercises.names()]
     assert notebooks == sorted(notebooks)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        solution,
+        lambda ref_logps, rewards, beta: solution(ref_logps, rewards, beta) + 0.0,
+        lambda ref_logps, rewards, beta: exercises._EXERCISES[NAME].solution(
+            ref_logps, rewards, beta
+        ),
+    ],
+)
+def test_calling_the_solution_gets_a_verdict_of_its_own(fn, capsys):
+    verdict = grade(fn)
+    assert verdict.status == "the package's own"
+    assert "calls rlhf_toy.exact.bandit.log_partition" in verdict.hint
+    assert exercises.check(NAME, fn) is solution
+    assert capsys.readouterr().out.startswith("log_partition: the package's own\n  Your function")
+    exercises.progress()
+    assert "log_partition: tried" in capsys.readouterr().out
+
+
+def test_a_wrong_answer_that_calls_the_solution_is_wrong():
+    verdict = grade(lambda ref_logps, rewards, beta: solution(ref_logps, rewards, beta) + 1)
+    assert (verdict.status, verdict.mistake) == ("wrong", "other")
+
+
+def test_calling_the_solution_of_another_exercise_is_allowed():
+    """`check` leaves the solution in place of a wrong answer, for the next exercise to use."""
+    log_partition = solution
+
+    def gibbs_policy(ref_logps, rewards, beta):
+        return ref_logps + rewards / beta - log_partition(ref_logps, rewards, beta)[..., None]
+
+    assert exercises.grade("gibbs_policy", gibbs_policy).status == "right"
+
+
+def test_a_wrong_answer_names_its_mistake():
+    assert grade(lambda ref_logps, rewards, beta: right(ref_logps, rewards, 1.0)).mistake in {
+        known.name for known in _EXERCISES[NAME].mistakes
+    }
+    assert grade(lambda ref_logps, rewards, beta: 1 / 0).mistake == "raises ZeroDivisionError"
+    assert grade(lambda ref_logps, rewards, beta: torch.zeros(2, 3)).mistake == "shape"
+    assert grade("no function").mistake == "no function"
 
 
 # Exercises made for these tests, for features that the exercise above does not use.

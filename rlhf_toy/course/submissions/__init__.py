@@ -1,0 +1,1 @@
+"""Grade the notebooks that students hand in: find them, run their answers apart, report."""
