@@ -144,7 +144,7 @@ def _check_folder(option: str, folder: Path) -> None:
         raise UsageError(f"{option}: {folder} contains the working folder; choose another folder")
     try:
         is_empty = folder.is_dir() and not any(folder.iterdir())
-        if folder.exists() and not is_empty and not (folder / MARKER).is_file():
+        if os.path.lexists(folder) and not (is_empty or (folder / MARKER).is_file()):
             raise UsageError(f"{option}: {folder} has other content; choose another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.").cleanup()
