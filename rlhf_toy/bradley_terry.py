@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.sparse.csgraph import connected_components
-from scipy.special import expit
 
 from rlhf_toy.checks import check_count, check_ids, check_number, shown
 
@@ -64,28 +64,28 @@ def fit_bradley_terry(
                 "were never compared with, some others. Collect more comparisons, or give l2 > 0."
             )
 
+    wins = torch.from_numpy(wins)
     games = wins + wins.T
-    rewards = np.log1p(wins.sum(1)) - np.log1p(wins.sum(0))  # a start: the log-odds of winning
+    rewards = wins.sum(1).log1p() - wins.sum(0).log1p()  # a start: the log-odds of winning
     for _ in range(MOST_STEPS):
-        p_lose = expit(rewards - rewards[:, None])  # [i, j]: P(j ≻ i)
+        p_lose = (rewards - rewards[:, None]).sigmoid()  # [i, j]: P(j ≻ i)
         surprises = wins * p_lose  # how unexpected the wins of i against j are
         gradient = surprises.sum(0) - surprises.sum(1) + 2 * l2 * rewards
         weights = games * p_lose * p_lose.T
-        information = np.diag(weights.sum(1) + 2 * l2) - weights
+        information = (weights.sum(1) + 2 * l2).diag() - weights
         # The data say nothing about a constant shift; adding that direction makes the information
         # matrix invertible. (That of a single item is 0.)
-        shift = (information.trace() or 1.0) / n_items**2
-        try:
-            factor = cholesky(information + shift, lower=True)
-        except np.linalg.LinAlgError:
+        shift = (float(information.trace()) or 1.0) / n_items**2
+        factor, failed = torch.linalg.cholesky_ex(information + shift)
+        if failed:
             break
-        step = cho_solve((factor, True), gradient)
+        step = torch.cholesky_solve(gradient[:, None], factor)[:, 0]
         # Along a step the curvature grows at most by e^spread, so this share of it never goes
         # beyond the lowest point on the way (Bach 2010): no line search is needed.
-        spread = np.ptp(step)
-        rewards = rewards - (np.log1p(spread) / spread if spread > 0 else 1.0) * step
+        spread = float(step.max() - step.min())
+        rewards = rewards - (math.log1p(spread) / spread if spread > 0 else 1.0) * step
         if spread < 1e-6:  # the error left is of the order of its square
-            variances = (solve_triangular(factor, np.eye(n_items), lower=True) ** 2).sum(0)
-            variances -= 1 / (n_items * (2 * l2 + n_items * shift))  # of the direction added above
-            return rewards - rewards.mean(), np.sqrt(variances.clip(min=0))
+            variances = torch.cholesky_inverse(factor).diag()
+            variances = variances - 1 / (n_items * (2 * l2 + n_items * shift))  # of the shift
+            return (rewards - rewards.mean()).numpy(), variances.clamp(min=0).sqrt().numpy()
     raise ValueError(f"these comparisons need a larger l2 than {l2:g} to be fitted in float64")

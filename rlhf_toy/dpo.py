@@ -88,8 +88,8 @@ class DPOState(training.State):
         self.policy = policy
         self.average = training.moving_average(policy, settings.ema_decay)
         self.best = BestSoFar(policy)  # the best average on the held-out pairs
-        trained = [p for p in policy.parameters() if p.requires_grad]
         rate, decay = settings.learning_rate, settings.weight_decay
+        trained = policy.parameters()  # those without a gradient are skipped
         self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
 
 

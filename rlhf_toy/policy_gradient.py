@@ -79,7 +79,7 @@ class PolicyGradientState(training.State):
     ) -> None:
         super().__init__(generator)
         self.policy = policy
-        trained = [p for p in policy.parameters() if p.requires_grad]
+        trained = policy.parameters()  # those without a gradient are skipped
         self.optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, eps=1e-5, fused=True)
 
 

@@ -66,7 +66,7 @@ class PPOState(training.State):
         super().__init__(generator)
         self.policy, self.critic, self.kl_coef = policy, critic, settings.beta
         models, rate = [policy] if critic is None else [policy, critic], settings.learning_rate
-        parameters = [p for model in models for p in model.parameters() if p.requires_grad]
+        parameters = [p for model in models for p in model.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=rate, eps=1e-5, fused=True)
 
 

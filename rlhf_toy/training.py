@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from rlhf_toy.checkpoints import Checkpoint, digest
@@ -172,9 +172,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
     def follow(averages: list[Tensor], weights: list[Tensor], updates: Tensor) -> None:
         n = int(updates)
-        share = 1 - min(decay, (1 + n) / (10 + n))
-        for average, weight in zip(averages, weights, strict=True):
-            average.lerp_(weight, share)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, updates)
 
     return AveragedModel(model, multi_avg_fn=follow)
 

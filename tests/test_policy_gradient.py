@@ -555,6 +555,18 @@ def test_training_starts_elsewhere_against_the_same_reference(tiny):
         train_policy_gradient(tiny.world, settings=settings, **run)
 
 
+def test_the_reference_stays_as_it_is_and_must_fit_the_world_whatever_measures():
+    mine = reference()
+    train(replace(SHORT, iterations=1), reference=mine)
+    assert digest(mine) == digest(reference())
+    assert all(p.requires_grad for p in mine.parameters())
+    yardstick = make_yardstick(WORLD, mine, SHORT.beta)
+    other = WordMDP(max_length=3)
+    config = GPTConfig.for_world(other, n_layer=1, n_head=2, n_embd=16)
+    with pytest.raises(ValueError, match="was made for another world"):
+        train(reference=PolicyModel(config, make_generator(0)), start=mine, yardstick=yardstick)
+
+
 def test_it_trains_in_a_stochastic_world():
     world = SlipperyWordMDP(slip=0.2, max_length=2)
     settings = replace(SHORT, iterations=40, batch_size=128, learning_rate=3e-3)

@@ -147,7 +147,7 @@ def automaton_evaluation(automaton: Automaton, logps: Tensor) -> tuple[Tensor, T
     checks.check_distribution("logps", logps)
     ended = automaton.successors[:, -1].unique()
     slots, following = automaton.branches
-    value, penalty = automaton.final_rewards.double(), torch.zeros_like(automaton.final_rewards)
+    value, penalty = automaton.final_rewards, torch.zeros_like(automaton.final_rewards)
     here = None
     for t in reversed(range(automaton.horizon)):
         before, here = here, logps[t] if kind == "TXSA" else logps

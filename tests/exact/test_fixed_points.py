@@ -226,6 +226,12 @@ def test_a_start_at_rest_is_the_answer_at_once(monkeypatch):
     assert_policy(again, gibbs(BETA))
 
 
+def test_a_search_that_stops_before_it_rests_is_an_error(monkeypatch):
+    monkeypatch.setattr("rlhf_toy.exact.fixed_points.LONGEST", 1e-3)
+    with pytest.raises(RuntimeError, match=r"the flow stopped at a speed of \d"):
+        fixed_point(preference(dpo), REF, REWARDS, BETA)
+
+
 # The boundary
 
 
