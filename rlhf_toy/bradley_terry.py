@@ -51,10 +51,11 @@ def fit_bradley_terry(
     if not all(np.issubdtype(items.dtype, np.integer) for items in (winners, losers)):
         got = f"{shown(winners.tolist())} and {shown(losers.tolist())}"
         raise TypeError(f"winners and losers must be integers, got {got}")
-    both = np.concatenate([winners, losers])
-    check_ids("winners and losers", torch.from_numpy(both.astype(np.int64)), n_items, 1)
+    winners, losers = winners.astype(np.int64), losers.astype(np.int64)
+    both = torch.from_numpy(np.concatenate([winners, losers]))
+    check_ids("winners and losers", both, n_items, 1)
     # wins[i, j]: how often i won against j.
-    wins = np.bincount(winners.astype(np.int64) * n_items + losers, minlength=n_items**2)
+    wins = np.bincount(winners * n_items + losers, minlength=n_items**2)
     wins = wins.reshape(n_items, n_items).astype(float)
     if l2 == 0:
         groups, _ = connected_components(wins, directed=True, connection="strong")

@@ -181,7 +181,7 @@ class GPT(nn.Module):
 
         Short sequences of more than one token come without a cache, and with zeros at the pads.
         """
-        if past is None and 1 < tokens.shape[1] <= SHARE_UP_TO:
+        if past is None and len(tokens) and 1 < tokens.shape[1] <= SHARE_UP_TO:
             seen = Prefixes(tokens, self.pad_token)
             x = self.wte(seen.tokens) + self.wpe(seen.positions)
             for block in self.h:

@@ -152,11 +152,12 @@ def test_indices_that_are_no_integers_are_refused(winners):
         fit_bradley_terry(winners, [1, 0], 3)
 
 
-def test_small_integers_will_do():
+def test_integers_of_any_kind_will_do():
     winners, losers = comparisons(7)
     expected = fit_bradley_terry(winners, losers, 5)
-    got = fit_bradley_terry(winners.astype(np.int8), torch.from_numpy(losers), 5)
-    np.testing.assert_array_equal(got, expected)
+    for dtype in (np.int8, np.uint64):
+        got = fit_bradley_terry(winners.astype(dtype), torch.from_numpy(losers), 5)
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize(

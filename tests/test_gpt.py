@@ -1,5 +1,6 @@
 """What the GPT's body keeps between calls, and what it reads only once."""
 
+import pytest
 import torch
 
 from rlhf_toy.gpt import KVCache, Prefixes
@@ -24,6 +25,11 @@ def test_every_beginning_is_read_once(world):
     assert {row for row, real in zip(rows, is_real, strict=True) if real} == until_pad
     assert torch.equal(found.tokens[found.index][..., 0], tokens)
     assert torch.equal(found.positions[found.index][0, :, 0], torch.arange(tokens.shape[1]))
+
+
+def test_no_responses_are_refused_in_words(world, policy):
+    with pytest.raises(ValueError, match=r"expected nonempty tensors .* responses \[0, "):
+        policy.token_logps(torch.empty(0, dtype=torch.long), world.all_responses[:0])
 
 
 def test_what_is_appended_to_rows_of_a_cache_leaves_the_cache_as_it_is():

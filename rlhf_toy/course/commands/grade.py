@@ -47,11 +47,12 @@ def run(args: argparse.Namespace) -> int:
         UsageError: there is nothing to grade, the output cannot be written, or this system has no
             way to run code apart.
     """
-    if not hasattr(os, "fork"):
-        raise UsageError("grade needs Linux or macOS; on Windows, run it in WSL")
+    if not sys.platform.startswith("linux"):
+        raise UsageError("grade needs Linux: run it in WSL on Windows, in a container on a Mac")
     finished = _check_output(args.folder, args.output)
-    # One thread per process; libraries read this when they are loaded.
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    # One thread per process and no GPU, whose threads would not survive a fork; libraries read this
+    # when they are loaded.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     from rlhf_toy.course.submissions.collect import collect
 
     try:
@@ -118,7 +119,9 @@ def _grade(submissions: list[Submission], finished: Path) -> dict[str, Graded]:
             grader.prepare()
         for submission, result in grader.grade_all(waiting, joblib.cpu_count()):
             graded[submission.student] = result
-            with atomic_file(paths[submission.student], text=True) as file:
-                file.write(result.to_json())
+            # What was not graded, for want of memory perhaps, is tried again next time.
+            if all(verdict.status != grader.NOT_GRADED for verdict in result.verdicts.values()):
+                with atomic_file(paths[submission.student], text=True) as file:
+                    file.write(result.to_json())
             bar.update()
     return graded

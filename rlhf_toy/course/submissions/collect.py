@@ -7,6 +7,7 @@ their size can do harm.
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import re
 import unicodedata
@@ -100,8 +101,9 @@ def collect(source: Path) -> list[Submission]:
     while files and _is_wrapper({file.parts[0] for file in files}, files):
         files = [File(f.path, f.members, f.parts[1:], f.problem) for f in files]
     found: dict[str, Submission] = {}
+    is_alone = len({file.parts[0] for file in files}) == 1
     for file in sorted(files, key=lambda file: file.name):
-        student = _student(file)
+        student = _student(file, is_alone)
         submission = found.setdefault(student, Submission(student))
         if file.problem:
             submission.problems.append(f"{file.name}: {file.problem}")
@@ -129,12 +131,14 @@ def _is_wrapper(first: set[str], files: list[File]) -> bool:
     )
 
 
-def _student(file: File) -> str:
+def _student(file: File, is_alone: bool) -> str:
     first = file.parts[0]
     is_zip = first.lower().endswith(".zip")
     for i, part in enumerate(file.parts):
-        # Canvas's names look like others, so they count only at the top of the folder or the zip.
-        if match := _MOODLE.fullmatch(part) or (_canvas(part) if i <= is_zip else None):
+        # Canvas's names look like others, so they count only at the top of the folder, or of its
+        # only zip.
+        is_top = i <= (is_zip and is_alone)
+        if match := _MOODLE.fullmatch(part) or (_canvas(part) if is_top else None):
             return f"{match['who']} ({match['id']})"
     return PurePosixPath(first).stem if is_zip or len(file.parts) == 1 else first
 
@@ -144,7 +148,6 @@ def _canvas(part: str) -> re.Match | None:
 
 
 def _on_disk(folder: Path) -> Iterator[File]:
-    budget = [MOST_FILES_OF_A_CLASS]
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _is_ignored(name))
         for name in sorted(names):
@@ -155,7 +158,7 @@ def _on_disk(folder: Path) -> Iterator[File]:
             if path.is_symlink() or not path.is_file():
                 yield File(path, (), parts, "it is a link or a device, and was not followed")
             elif name.lower().endswith(".zip"):
-                yield from _in_zip(path, path, (), parts, budget)
+                yield from _in_zip(path, path, (), parts, [MOST_FILES_OF_A_CLASS])
             else:
                 yield File(path, (), parts)
 
@@ -231,6 +234,7 @@ def _read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
         ValueError,
         KeyError,
         EOFError,
+        lzma.LZMAError,
         zlib.error,
     ) as error:
         raise Refused(f"it cannot be read: {error}") from None

@@ -214,7 +214,9 @@ def _page_names(students: Mapping[str, Graded]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken: set[str] = set()
     for student in students:
-        base = re.sub(r"[^\w ().-]+", "_", student).strip(" .")[:80] or "student"
+        base = re.sub(r"[^\w ().-]+", "_", student)
+        # File systems count bytes, at most 255 in a name.
+        base = base.encode()[:150].decode(errors="ignore").strip(" .") or "student"
         name, n = base, 1
         while name.casefold() in taken:
             n += 1

@@ -96,7 +96,8 @@ def test_a_zip_of_folders_or_zips_is_the_class(tmp_path):
 
 def test_names_that_only_look_like_a_platform_s_stay(tmp_path):
     put(tmp_path, {"Anna/week_1_2_dpo.ipynb": b"1", "Ben/x.ipynb": b"2"})
-    assert found(tmp_path).keys() == {"Anna", "Ben"}
+    put(tmp_path, {"Cem.zip": zipped({"week_1_2_dpo.ipynb": b"3"})})
+    assert found(tmp_path).keys() == {"Anna", "Ben", "Cem"}
 
 
 def test_a_zip_cannot_pass_for_another_student_s(tmp_path):
@@ -169,6 +170,15 @@ def encrypted(content):
     return bytes(data)
 
 
+def damaged_lzma():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.ipynb", bytes(range(256)) * 9)
+    content = bytearray(buffer.getvalue())
+    content[46:56] = b"\xff" * 10  # behind the headers of the file and of its compression
+    return bytes(content)
+
+
 NESTED = zipped({"a.ipynb": b"1"})
 for _ in range(4):
     NESTED = zipped({"x.zip": NESTED})
@@ -189,6 +199,7 @@ for _ in range(4):
         (b"", "not a zip file"),
         (encrypted(zipped({"a.ipynb": b"1"})), "encrypted"),
         (zipped({"a.ipynb": b"12345" * 99}).replace(b"12345", b"x"), "cannot be read"),
+        (damaged_lzma(), "it cannot be read"),
     ],
 )
 def test_a_zip_that_means_harm_costs_only_its_student(tmp_path, content, said):
@@ -202,6 +213,14 @@ def test_a_zip_that_means_harm_costs_only_its_student(tmp_path, content, said):
     assert any(said in problem for problem in problems(tmp_path / "in"))
     assert [file.read() for s in collect(tmp_path / "in")[1:] for file in s.notebooks] == [b"1"] * 2
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["class.zip"]
+
+
+def test_one_zip_with_too_many_files_costs_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_toy.course.submissions.collect.MOST_FILES_OF_A_CLASS", 5)
+    many = zipped({f"{i}.ipynb": b"" for i in range(6)})
+    put(tmp_path, {"Anna.zip": many, "Ben.zip": zipped({"b.ipynb": b"2"}), "Cem/c.ipynb": b"3"})
+    assert any("too many files" in problem for problem in problems(tmp_path, "Anna"))
+    assert not problems(tmp_path, "Ben") and not problems(tmp_path, "Cem")
 
 
 def test_links_are_not_followed(tmp_path):

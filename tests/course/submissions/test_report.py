@@ -20,6 +20,7 @@ CLASS = {
     EVIL: graded(gae=Verdict("wrong", EVIL, Counterexample({"x": EVIL}, EVIL, EVIL), EVIL)),
     "=cmd|' /C calc'!A0": graded(gae=Verdict("right"), token_rewards=Verdict("not attempted")),
     "Jörg Müller": graded(gae=Verdict("wrong", "hint", mistake="forwards")),
+    "\u597d" * 200: graded(token_rewards=Verdict("right")),
     "../../x": graded(gae=Verdict("the package's own", "hint")),
     "jörg müller": graded(gae=Verdict("wrong", "hint", mistake="forwards")),
 }
@@ -69,9 +70,9 @@ def test_the_table_is_one_row_a_student_and_no_formula(tmp_path):
     assert len(rows) == 1 + len(CLASS)
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
     gae = rows[0].index("gae")
-    assert [row[gae] for row in rows[2:]] == ["right", "wrong: forwards", "the package's own",
-                                             "wrong: forwards"]  # fmt: skip
-    assert [row[1] for row in rows[1:]] == ["0", "1", "0", "0", "0"]
+    assert [row[gae] for row in rows[2:]] == ["right", "wrong: forwards", "missing",
+                                             "the package's own", "wrong: forwards"]  # fmt: skip
+    assert [row[1] for row in rows[1:]] == ["0", "1", "0", "1", "0", "0"]
 
 
 def test_only_notebooks_that_were_handed_in_are_shown():
