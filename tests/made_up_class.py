@@ -152,7 +152,7 @@ HOSTILE: dict[str, tuple[str, Expected]] = {  # what gae does, with a right answ
     "fills memory by torch": ("torch.ones(10**10)", ("wrong", "raises RuntimeError")),
     "fills memory slowly": (
         "x = []\n    while True: x.append(bytearray(10**7))",
-        ("wrong", "raises MemoryError"),
+        ("wrong", ANY),  # whichever limit it reaches first, that of memory or of time
     ),
     "writes a large file": (
         "f = open('x', 'w'); f.write('x' * 10**8); f.close()",
@@ -174,8 +174,19 @@ HOSTILE: dict[str, tuple[str, Expected]] = {  # what gae does, with a right answ
         "        try: (pathlib.Path(place) / 'leak').write_text('x')\n"
         "        except OSError: continue\n"
         "        assert str(place) == pathlib.os.environ['HOME'], place\n"
-        "    try: socket.create_connection(('127.0.0.1', 9), 1)\n"
-        "    except OSError as error: assert error.errno == 101, 'there is a network'",
+        "    for family in (socket.AF_INET, socket.AF_UNIX):\n"
+        "        try: socket.socket(family)\n"
+        "        except PermissionError: continue\n"
+        "        assert False, 'there are sockets'",
+        ("right", ""),
+    ),
+    "reads the class": (
+        "import sys\n"
+        "    frame = sys._getframe()\n"
+        "    while frame := frame.f_back:\n"
+        "        for submission in frame.f_locals.get('submissions', ()):\n"
+        "            assert not any(file.path.exists() for file in submission.notebooks)\n"
+        "        assert 'graded' not in frame.f_locals",
         ("right", ""),
     ),
     "closes everything": ("import os; os.closerange(0, 100)", ("wrong", ANY)),
@@ -217,7 +228,7 @@ CELLS: dict[str, tuple[str, Expected]] = {  # cells in place of gae's
     "is imported": ("from rlhf_toy.losses import gae", ("the package's own", "")),
 }
 
-NEED_NAMESPACES = {"kills", "reaches out"}  # elsewhere they get another verdict
+NEED_NAMESPACES = {"kills", "reaches out", "reads the class"}  # elsewhere they get another verdict
 
 PATCHES = {  # cells that gae uses, which returns zeros
     "patches torch": """
@@ -346,7 +357,7 @@ def class_of_80() -> list[Student]:
 
 def class_of_12() -> list[Student]:
     """One student of each kind, with the notebooks on the optimum and on PPO at most."""
-    names = ["loops in C", "ends Python", "kills", "forks", "fills memory", "reaches out"]
+    names = ["loops in C", "ends Python", "kills", "forks", "reads the class", "reaches out"]
     names += ["calls the package", "patches the grader"]
     spoilt = {made.name: made for made in broken()}
     return [

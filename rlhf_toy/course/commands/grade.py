@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from rlhf_toy.course.submissions.report import write_report
 
     try:
-        graded = _grade(submissions, finished)
+        graded = _grade(submissions, finished, [args.folder, args.output])
     except KeyboardInterrupt:
         print("\nInterrupted: to go on, run the same command again.", file=sys.stderr)
         return 130  # as shells say it
@@ -98,7 +98,7 @@ def _check_output(source: Path, output: Path) -> Path:
     return output / "finished"
 
 
-def _grade(submissions: list[Submission], finished: Path) -> dict[str, Graded]:
+def _grade(submissions: list[Submission], finished: Path, hidden: list[Path]) -> dict[str, Graded]:
     """Return what came out of each student's submission; save each as soon as it is there."""
     import joblib
     from tqdm.auto import tqdm
@@ -107,21 +107,25 @@ def _grade(submissions: list[Submission], finished: Path) -> dict[str, Graded]:
     from rlhf_toy.files import atomic_file
 
     paths = {s.student: finished / f"{grader.fingerprint(s)}.json" for s in submissions}
-    graded = {}
-    for submission in submissions:
+
+    def saved(submission: Submission) -> Graded | None:
         with suppress(OSError, ValueError):
             text = paths[submission.student].read_text(encoding="utf-8")
-            graded[submission.student] = grader.Graded.from_json(text)
-    waiting = [s for s in submissions if s.student not in graded]
+            return grader.Graded.from_json(text)
+
+    # Students' code runs in copies of this process, so no verdicts are kept here meanwhile.
+    waiting, ungraded = [s for s in submissions if saved(s) is None], {}
     tqdm.monitor_interval = 0  # no thread beside this one, as threads do not survive a fork
-    with tqdm(total=len(submissions), initial=len(graded), unit="submission") as bar:
+    done = len(submissions) - len(waiting)
+    with tqdm(total=len(submissions), initial=done, unit="submission") as bar:
         if waiting:
             grader.prepare()
-        for submission, result in grader.grade_all(waiting, joblib.cpu_count()):
-            graded[submission.student] = result
-            # What was not graded, for want of memory perhaps, is tried again next time.
-            if all(verdict.status != grader.NOT_GRADED for verdict in result.verdicts.values()):
+        for submission, result in grader.grade_all(waiting, joblib.cpu_count(), hidden):
+            if any(verdict.status == grader.NOT_GRADED for verdict in result.verdicts.values()):
+                # For want of memory perhaps, so it is tried again next time.
+                ungraded[submission.student] = result
+            else:
                 with atomic_file(paths[submission.student], text=True) as file:
                     file.write(result.to_json())
             bar.update()
-    return graded
+    return {s.student: ungraded.get(s.student) or saved(s) for s in submissions}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import CodeType
 
-_MAGIC_THAT_RUNS_THE_CELL = re.compile(r"\s*%%(time|timeit|capture|prun)\b.*\n")
+_MAGIC_THAT_RUNS_THE_CELL = re.compile(r"%%(time|timeit|capture|prun)\b.*\n")
 
 IMPORT, FUNCTION, OTHER = "import", "function", "other"
 
@@ -63,7 +63,7 @@ class Notebook:
 
     def error_of(self, name: str) -> str:
         """Return the syntax error of the last cell that seems to define a function, or ""."""
-        pattern = re.compile(rf"^\s*def\s+{re.escape(name)}\b", re.MULTILINE)
+        pattern = re.compile(rf"^[ \t]*def\s+{re.escape(name)}\b", re.MULTILINE)
         return next((e for source, e in reversed(self.errors) if pattern.search(source)), "")
 
     def needed(self, name: str) -> list[Statement]:
@@ -134,14 +134,16 @@ def read_notebook(content: bytes) -> Notebook:
     for number, source in sources:
         try:
             _read_cell(notebook, f"cell {number}", source, imported)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except Exception as error:  # IPython raises almost any type where magics are odd
             said = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else error
             notebook.errors.append((source, f"Cell {number} is not Python: {said!s:.200}"))
     return notebook
 
 
 def _read_cell(notebook: Notebook, file: str, source: str, imported: set[str]) -> None:
-    source = _MAGIC_THAT_RUNS_THE_CELL.sub("\n", source, count=1)
+    start = len(source) - len(source.lstrip())
+    if magic := _MAGIC_THAT_RUNS_THE_CELL.match(source, start):
+        source = f"{source[:start]}\n{source[magic.end() :]}"  # lines keep their numbers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as "\d" in a string
         try:

@@ -13,6 +13,7 @@ import re
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ DEEPEST_ZIP = 3  # the platform's zip, the student's zip in it, and one more
 
 # "Jörg Müller_12345_assignsubmission_file_", and on Canvas "mullerjorg_LATE_123_456_08_ppo.ipynb".
 _MOODLE = re.compile(r"(?P<who>.+)_(?P<id>\d+)_assignsubmission_[a-z]+_?.*", re.DOTALL)
-_CANVAS = re.compile(r"(?P<who>[^_]+)_(?:LATE_)?(?P<id>\d+)_\d+_.+", re.DOTALL)
+_CANVAS = re.compile(r"(?P<who>[^_]+)_(?:LATE_)?(?P<id>\d+)_(?P<file>\d+)_.+", re.DOTALL)
 _IGNORED = {"__MACOSX", ".ipynb_checkpoints", "__pycache__"}
 
 
@@ -102,8 +103,11 @@ def collect(source: Path) -> list[Submission]:
         files = [File(f.path, f.members, f.parts[1:], f.problem) for f in files]
     found: dict[str, Submission] = {}
     is_alone = len({file.parts[0] for file in files}) == 1
+    # Canvas gives every file a number of its own, unlike "week_5_1_anna" and "week_5_1_ben".
+    matches = filter(None, map(_canvas, {part for file in files for part in file.parts}))
+    may_be_canvas = max(Counter(match["file"] for match in matches).values(), default=1) == 1
     for file in sorted(files, key=lambda file: file.name):
-        student = _student(file, is_alone)
+        student = _student(file, may_be_canvas, is_alone)
         submission = found.setdefault(student, Submission(student))
         if file.problem:
             submission.problems.append(f"{file.name}: {file.problem}")
@@ -131,14 +135,14 @@ def _is_wrapper(first: set[str], files: list[File]) -> bool:
     )
 
 
-def _student(file: File, is_alone: bool) -> str:
+def _student(file: File, may_be_canvas: bool, is_alone: bool) -> str:
     first = file.parts[0]
     is_zip = first.lower().endswith(".zip")
     for i, part in enumerate(file.parts):
         # Canvas's names look like others, so they count only at the top of the folder, or of its
         # only zip.
-        is_top = i <= (is_zip and is_alone)
-        if match := _MOODLE.fullmatch(part) or (_canvas(part) if is_top else None):
+        is_canvas = may_be_canvas and i <= (is_zip and is_alone)
+        if match := _MOODLE.fullmatch(part) or (_canvas(part) if is_canvas else None):
             return f"{match['who']} ({match['id']})"
     return PurePosixPath(first).stem if is_zip or len(file.parts) == 1 else first
 
@@ -148,8 +152,17 @@ def _canvas(part: str) -> re.Match | None:
 
 
 def _on_disk(folder: Path) -> Iterator[File]:
-    for place, folders, names in os.walk(folder):
+    def note(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        unread.append(Path(error.filename))
+
+    unread: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if not _is_ignored(name))
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        folders[:] = [name for name in folders if name not in links]
+        names += links
         for name in sorted(names):
             path = Path(place, name)
             parts = tuple(map(_readable, path.relative_to(folder).parts))
@@ -161,6 +174,9 @@ def _on_disk(folder: Path) -> Iterator[File]:
                 yield from _in_zip(path, path, (), parts, [MOST_FILES_OF_A_CLASS])
             else:
                 yield File(path, (), parts)
+    for path in unread:
+        parts = tuple(map(_readable, path.relative_to(folder).parts))
+        yield File(path, (), parts, "it is a folder that cannot be read")
 
 
 def _in_zip(

@@ -19,7 +19,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -43,7 +43,7 @@ from rlhf_toy.course.exercises.grading import (
 from rlhf_toy.course.exercises.outcomes import LONGEST_TEXT, Outcome, run_case, where
 from rlhf_toy.course.submissions import sandbox
 from rlhf_toy.course.submissions.cells import Notebook, Statement, read_notebook
-from rlhf_toy.course.submissions.collect import Refused, Submission
+from rlhf_toy.course.submissions.collect import File, Refused, Submission
 
 MISSING, NOT_GRADED = "missing", "not graded"
 _WITH_MAGIC = b"""{"cells": [{"cell_type": "code", "source": "%x", "metadata": {}, "outputs": [],
@@ -120,15 +120,20 @@ def _fingerprint_of_package() -> bytes:
     return digest.digest()
 
 
-def grade_all(submissions: Sequence[Submission], jobs: int) -> Iterator[tuple[Submission, Graded]]:
-    """Grade submissions, `jobs` at a time; yield each as soon as it is done."""
+def grade_all(
+    submissions: Sequence[Submission], jobs: int, hidden: Sequence[Path] = ()
+) -> Iterator[tuple[Submission, Graded]]:
+    """Grade submissions, `jobs` at a time; yield each as soon as it is done.
+
+    Where Linux allows it, students' code does not see what is in `hidden`: the class's files.
+    """
     waiting = list(reversed(submissions))
     running: dict[int, _Judge] = {}  # by the file descriptor that it writes to
     selector = selectors.DefaultSelector()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                started = _Judge.start(waiting.pop())
+                started = _Judge.start(waiting.pop(), hidden)
                 running[started.reader] = started
                 selector.register(started.reader, selectors.EVENT_READ)
             ready = {key.fd for key, _ in selector.select(timeout=1)}
@@ -155,7 +160,7 @@ class _Judge:
     received: bytearray = field(default_factory=bytearray)
 
     @classmethod
-    def start(cls, submission: Submission) -> _Judge:
+    def start(cls, submission: Submission, hidden: Sequence[Path]) -> _Judge:
         folder = tempfile.mkdtemp(prefix="rlhf_toy-")
         os.chmod(folder, 0o755)
         reader, writer = os.pipe()
@@ -163,7 +168,7 @@ class _Judge:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         pid = os.fork()
         if pid == 0:
-            sandbox.leave_after(lambda: _serve(submission, Path(folder), writer))
+            sandbox.leave_after(lambda: _serve(submission, Path(folder), writer, hidden))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.close(writer)
         return cls(submission, pid, reader, folder, time.monotonic() + SECONDS_OF_A_SUBMISSION)
@@ -206,9 +211,10 @@ def _verdict(fields: dict[str, Any]) -> Verdict:
 # In the judge's process.
 
 
-def _serve(submission: Submission, folder: Path, writer: int) -> None:
+def _serve(submission: Submission, folder: Path, writer: int, hidden: Sequence[Path]) -> None:
     os.setsid()  # an interrupt from the keyboard goes to the grader alone, which then stops us
-    unprotected = sandbox.isolate(folder)
+    contents = {file.name: _content(file) for file in submission.notebooks}  # soon out of sight
+    unprotected = sandbox.isolate(folder, hidden)
     with os.fdopen(writer, "w", encoding="utf-8", errors="replace") as pipe:
 
         def send(kind: str, value: Any) -> None:
@@ -218,7 +224,7 @@ def _serve(submission: Submission, folder: Path, writer: int) -> None:
 
         for text in unprotected:
             send("unprotected", text)
-        work: Callable[[], None] = lambda: _judge_all(submission, folder, send)  # noqa: E731
+        work: Callable[[], None] = lambda: _judge_all(contents, folder, send)  # noqa: E731
         if sandbox.PROCESSES in unprotected:
             sandbox.die_with_parent()
             work()
@@ -226,13 +232,25 @@ def _serve(submission: Submission, folder: Path, writer: int) -> None:
             sandbox.in_first_process(work)
 
 
-def _judge_all(submission: Submission, folder: Path, send: Callable[[str, Any], None]) -> None:
+def _content(file: File) -> bytes | str:
+    """Return a notebook's content, or why it cannot be read."""
+    try:
+        return file.read()
+    except (Refused, OSError) as error:
+        return str(error)
+
+
+def _judge_all(
+    contents: Mapping[str, bytes | str], folder: Path, send: Callable[[str, Any], None]
+) -> None:
     notebooks = []
-    for file in submission.notebooks:
+    for name, content in contents.items():
         try:
-            notebooks.append(read_notebook(file.read()))
-        except (Refused, OSError, ValueError) as error:
-            send("problem", f"{file.name}: {error}")
+            if isinstance(content, str):
+                raise ValueError(content)
+            notebooks.append(read_notebook(content))
+        except ValueError as error:
+            send("problem", f"{name}: {error}")
     wrong: set[str] = set()
     for name, exercise in all_exercises().items():
         verdict = _judge_one(exercise, notebooks, wrong, folder)
@@ -270,10 +288,10 @@ def _judge_statements(
             if kind == "outcome":
                 outcomes.append(Outcome.from_json(value))
                 continue
+            text = str(value)[:LONGEST_TEXT]
         except (ValueError, TypeError, RecursionError, MemoryError):
             hint = "The grader could not read the results. Does your code change Python itself?"
             return Verdict(WRONG, hint, mistake="unreadable results")
-        text = str(value)[:LONGEST_TEXT]
         if kind == "no function":
             return not_callable(exercise, text)
         if kind == "not defined":

@@ -189,8 +189,8 @@ def _footer(graded: Mapping[str, Graded]) -> str:
     unprotected = sorted({text for result in graded.values() for text in result.unprotected})
     if not unprotected:
         said = (
-            "Students' code ran without network, could write only to an empty folder, and saw no "
-            "other process."
+            "Students' code ran without network, could write only to an empty folder, and could "
+            "not touch another process."
         )
     else:
         said = f"This system does not allow full protection: {'; '.join(unprotected)}."

@@ -1,22 +1,26 @@
 """Run code that nobody has read, in a process of its own with limits.
 
 What every POSIX system has: a process group that is killed as a whole, and limits of time, memory,
-open files, size of files and number of processes. Where Linux allows it, also namespaces:
-without network, without a view of other processes, and with a file system that is read-only except
-for an empty folder. `isolate` says what the system did not allow.
+open files, size of files and number of processes. Where Linux allows it, also a filter that refuses
+sockets, and namespaces: without network, without a hold on other processes, and with a file system
+that is read-only except for an empty folder. `isolate` says what the system did not allow.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import platform
 import re
 import resource
 import select
+import shutil
 import signal
+import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +36,8 @@ NOBODY = 65534
 
 # Each protection that a system may lack, as people should read it.
 NETWORK = "the network is not cut off"
-PROCESSES = "code can see your other processes and end them"
+PROCESSES = "code can end your other processes"
+SOCKETS = "code can talk to programs of this machine that listen in a file, such as Docker"
 FILES = "code can write to other folders with your rights"
 FORKS = "the number of processes is not limited, only their time"
 
@@ -47,6 +52,14 @@ _MS_REC_PRIVATE, _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _READ_ONLY = (
     1,
 )
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _CAPABILITY_VERSION, _MAY_READ = 1, 8, 0x20080522, 1 << 2
+
+# What a submission may not ask Linux for, by processor: sockets, which also lead to programs of
+# this machine such as D-Bus, and mounts, whose memory no limit counts. The numbers are those of
+# socket, mount, unshare, io_uring_setup and fsopen.
+_REFUSED = {
+    "x86_64": (0xC000003E, (41, 165, 272, 425, 430)),
+    "aarch64": (0xC00000B7, (198, 40, 97, 425, 430)),
+}
 
 
 @dataclass(frozen=True)
@@ -64,16 +77,18 @@ class Result:
     details: str = ""
 
 
-def isolate(folder: Path) -> list[str]:
+def isolate(folder: Path, hidden: Sequence[Path] = ()) -> list[str]:
     """Put this process's future children into namespaces of their own, as far as allowed.
 
     The next child is the first process of its namespace: when it ends, all others in it do. Only
-    `folder` can be written to from then on, and it is empty.
+    `folder` can be written to from then on, and it is empty, as are the folders in `hidden`.
 
     Returns:
         The protections that are missing.
     """
     missing = [] if os.getuid() or _can_become_nobody() else [FORKS]
+    if not _can_refuse_calls():
+        missing.append(SOCKETS)
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         spaces = _NEW_FILES | _NEW_IPC | _NEW_PROCESSES | _NEW_NETWORK
@@ -84,7 +99,8 @@ def isolate(folder: Path) -> list[str]:
             Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
             Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
             _check(libc.unshare(spaces))
-            missing = [FORKS] if user == 0 else []  # root of a container cannot become nobody here
+            if user == 0 and FORKS not in missing:  # root of a container cannot become nobody here
+                missing.append(FORKS)
     except (OSError, AttributeError):  # forbidden, or not Linux
         return [*missing, NETWORK, PROCESSES, FILES]
     try:
@@ -94,6 +110,9 @@ def isolate(folder: Path) -> list[str]:
             _MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, ctypes.sizeof(attributes)
         ))  # fmt: skip
         size = f"size={MEGABYTES_OF_THE_FOLDER}m,mode=777".encode()
+        for place in filter(os.path.exists, hidden):
+            kind = (b"tmpfs", b"tmpfs", 1) if place.is_dir() else (b"/dev/null", None, 0x1000)
+            _check(libc.mount(kind[0], os.fsencode(place), kind[1], kind[2], None))
         _check(libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, size))
     except OSError:
         missing.append(FILES)
@@ -152,13 +171,14 @@ def run_limited(work: Callable[[int], None], folder: Path) -> Result:
         is_late = not _has_ended(pid)
     status, seconds = _end(pid)
     os.close(reader)
+    shutil.rmtree(place, ignore_errors=True)
     if is_long:
         how = "returns too much", f"It returned more than {BYTES_OF_RESULTS // 1_000_000} MB."
     elif is_late:
         used = f"{SECONDS_ON_THE_CLOCK} s on the clock, and used {seconds:.1f} s of the processor"
         how = "does not end" if seconds > 1 else "waits", f"It did not end within {used}."
     else:
-        how = _how_it_ended(status)
+        how = _how_it_ended(status, seconds)
     return Result(bytes(content), *how)
 
 
@@ -194,8 +214,10 @@ def _end(pid: int) -> tuple[int, float]:
     return status, used.ru_utime + used.ru_stime
 
 
-def _how_it_ended(status: int) -> tuple[str, str]:
+def _how_it_ended(status: int, seconds: float) -> tuple[str, str]:
     code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGKILL and seconds < SECONDS - 1:
+        return "is killed", "It was killed, perhaps for want of memory."
     if code == -signal.SIGXCPU or code == -signal.SIGKILL:
         return "does not end", f"It did not end within {SECONDS} s of processor time."
     if code < 0:
@@ -215,6 +237,8 @@ def _prepare(place: Path, writer: int) -> None:
     os.environ.clear()
     os.environ.update(HOME=str(place), TMPDIR=str(place), PATH=os.defpath, OMP_NUM_THREADS="1")
     _give_up_rights()
+    with suppress(OSError):  # `isolate` has said so
+        _refuse_calls()
     die_with_parent()  # after the change of rights, which cancels it
     used = _memory_in_use()
     for name, soft, hard in (
@@ -227,6 +251,44 @@ def _prepare(place: Path, writer: int) -> None:
     ):
         with suppress(ValueError, OSError):  # a lower limit may be set already
             resource.setrlimit(getattr(resource, name), (soft, hard))
+
+
+def _can_refuse_calls() -> bool:
+    """Try `_refuse_calls` in a process of its own."""
+
+    def attempt() -> None:
+        with suppress(OSError):
+            _refuse_calls()
+            os._exit(0)
+        os._exit(1)
+
+    pid = os.fork()
+    if pid == 0:
+        leave_after(attempt)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _refuse_calls() -> None:
+    """Let the calls in `_REFUSED` fail from now on, by a filter that cannot be removed (seccomp).
+
+    Raises:
+        OSError: the system has no such filter, or it is not known for this processor.
+    """
+    if platform.machine() not in _REFUSED:
+        raise OSError(f"no filter is known for {platform.machine()}")
+    processor, calls = _REFUSED[platform.machine()]
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    refuse, kill, allow = 0x00050000 | errno.EPERM, 0x80000000, 0x7FFF0000
+    steps = [(load, 0, 0, 4), (equal, 1, 0, processor), (give, 0, 0, kill), (load, 0, 0, 0)]
+    steps += [(at_least, 0, 1, 0x40000000), (give, 0, 0, refuse)]  # the other ABI of x86-64
+    for call in calls:
+        steps += [(equal, 0, 1, call), (give, 0, 0, refuse)]
+    steps.append((give, 0, 0, allow))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
+    libc = ctypes.CDLL(None, use_errno=True)
+    _check(libc.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
+    _check(libc.prctl(22, 2, ctypes.create_string_buffer(program), 0, 0))  # PR_SET_SECCOMP
 
 
 def _memory_in_use() -> int:
@@ -243,6 +305,11 @@ def _can_become_nobody() -> bool:
         rights = re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[1]
         if int(rights, 16) & _MAY_READ:
             return True
+    return _is_readable_by_all()
+
+
+def _is_readable_by_all() -> bool:
+    """Return whether everybody may read what is installed."""
     import torch
 
     import rlhf_toy
@@ -266,14 +333,15 @@ def _give_up_rights() -> None:
 
 
 def _become_nobody() -> None:
-    """Give up all rights of root, except for the one to read what is installed."""
+    """Give up all rights of root, except for the one to read, if what is installed needs it."""
+    wanted = (0,) if _is_readable_by_all() else (_MAY_READ, 0)  # if not there to keep, none is kept
     libc = ctypes.CDLL(None)
     os.setgroups([])
     libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION)
-    for rights in (_MAY_READ, 0):  # if it was not there to keep, none is kept
+    for rights in wanted:
         if libc.capset(header, (ctypes.c_uint32 * 6)(rights, rights)) == 0:
             break
 

@@ -38,8 +38,8 @@ class Unchanged:
         monkeypatch.setattr(grader, "prepare", lambda: None)
         monkeypatch.setattr(grader, "grade_all", self)
 
-    def __call__(self, submissions, jobs):
-        assert jobs >= 1
+    def __call__(self, submissions, jobs, hidden):
+        assert jobs >= 1 and [path.name for path in hidden] == ["in", "out"]
         for submission in submissions:
             self.students.append(submission.student)
             yield submission, Graded(dict.fromkeys(all_exercises(), self.verdict))

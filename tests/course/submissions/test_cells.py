@@ -80,6 +80,8 @@ def test_changes_of_a_needed_object_are_run():
         ["class F:\n    def __call__(self): return 4", "f = F()", CHECK],
         ["def f(): return 1", "def g(): return 4", "f = g", CHECK],
         ["%%time\ndef f(): return 4\n" + CHECK],
+        ['X = """\n%%time is a magic\n"""\ndef f(): return 4 if "magic" in X else 0\n' + CHECK],
+        ["!ls\n" * 600, "def f(): return 4\n" + CHECK],
         ["%matplotlib inline\n!ls\ndef f(): return 4\n" + CHECK + "\nf?"],
         ["def f():\n    return 4 \\\n        % 5"],
     ],

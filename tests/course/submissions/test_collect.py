@@ -98,6 +98,8 @@ def test_names_that_only_look_like_a_platform_s_stay(tmp_path):
     put(tmp_path, {"Anna/week_1_2_dpo.ipynb": b"1", "Ben/x.ipynb": b"2"})
     put(tmp_path, {"Cem.zip": zipped({"week_1_2_dpo.ipynb": b"3"})})
     assert found(tmp_path).keys() == {"Anna", "Ben", "Cem"}
+    put(tmp_path, {"week_5_1_dana.ipynb": b"4", "week_5_1_eli.ipynb": b"5"})
+    assert {"week_5_1_dana", "week_5_1_eli"} < found(tmp_path).keys()
 
 
 def test_a_zip_cannot_pass_for_another_student_s(tmp_path):
@@ -227,6 +229,10 @@ def test_links_are_not_followed(tmp_path):
     (tmp_path / "secret.ipynb").write_bytes(b"secret")
     (tmp_path / "in/bad").mkdir(parents=True)
     (tmp_path / "in/bad/a.ipynb").symlink_to(tmp_path / "secret.ipynb")
+    (tmp_path / "in/linked").symlink_to(tmp_path / "in/bad")
+    assert problems(tmp_path / "in", "linked") == [
+        "linked: it is a link or a device, and was not followed"
+    ]
     assert problems(tmp_path / "in") == [
         "bad/a.ipynb: it is a link or a device, and was not followed"
     ]
