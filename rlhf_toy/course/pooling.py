@@ -124,7 +124,7 @@ def mean_weights(
 
     Returns:
         means [F] over the students who were asked about the feature, in logits, and half of their
-        95 % intervals; NaN for a mean of nobody, or an interval of one.
+        95 % intervals; NaN for a mean of no students, or an interval of one.
     """
     fits = [fit_taste(*answers) for answers in zip(differences, verdicts, strict=True)]
     means, half_widths = np.full((2, differences[0].shape[1]), np.nan)

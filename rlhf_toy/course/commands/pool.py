@@ -121,14 +121,14 @@ def _find(paths: list[Path], unpacked: Path) -> dict[Path, str]:
     found = {}  # by what remains of their paths below the given folder
     for path in paths:
         if os.path.isdir(path):
-            inside = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", ".zip"))
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".jsonl", ".zip"))
             files = [(p.relative_to(path), p) for p in inside if p.is_file()]
-        elif os.path.isfile(path) and path.suffix in (".jsonl", ".zip"):
+        elif os.path.isfile(path) and path.suffix.lower() in (".jsonl", ".zip"):
             files = [(Path(path.absolute().parent.name, path.name), path)]
         else:
             raise UsageError(f"{path} is not a folder, a .jsonl file or a .zip file")
         for label, file in files:
-            if file.suffix == ".zip":
+            if file.suffix.lower() == ".zip":
                 folder = _unzip(file, unpacked)
                 inside = sorted(folder.rglob("*.jsonl"))
                 found |= {p: label.with_suffix("") / p.relative_to(folder) for p in inside}

@@ -124,7 +124,7 @@ def run_case(exercise: Exercise, fn: Callable, case: Case) -> Outcome:
     """Call a function on copies of a case's arguments.
 
     Raises:
-        TimeIsOver: somebody raised it in this thread, to stop the function.
+        TimeIsOver: raised in this thread from outside, to stop the function.
     """
     arguments = {name: _copy(value) for name, value in case.arguments.items()}
     tracked = [arguments[name].requires_grad_() for name in exercise.differentiable]
@@ -267,6 +267,8 @@ def _calls_of(code: CodeType) -> Iterator[list[bool]]:
 def _is_raised_in_python(error: BaseException) -> bool:
     """Return whether a `raise` raised it; torch's C code raises NotImplementedError too."""
     last = error.__traceback__
+    if last is None:  # its class may be the student's
+        return False
     while last.tb_next:
         last = last.tb_next
     return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]

@@ -65,7 +65,7 @@ def write_report(graded: Mapping[str, Graded], folder: Path) -> Path:
 
 
 def shown_exercises(graded: Mapping[str, Graded]) -> list[str]:
-    """Return the exercises of all notebooks of which somebody handed in something."""
+    """Return the exercises of all notebooks that were handed in."""
     every = all_exercises()
     notebooks = {
         every[name].notebook

@@ -1,4 +1,4 @@
-"""Run code that nobody has read, in a process of its own with limits.
+"""Run code that has not been read, in a process of its own with limits.
 
 What every POSIX system has: a process group that is killed as a whole, and limits of time, memory,
 open files, size of files and number of processes. Where Linux allows it, also a filter that refuses
