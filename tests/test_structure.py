@@ -38,7 +38,7 @@ LAST = len(LAYERS) - 1  # here the names may import each other: __main__ runs th
 
 # The claims count apart: each is data with one experiment and at most 80 lines, so their number may
 # grow without the course's code growing with it.
-MOST_LINES_OF_CODE = {"core": 4_300, "course": 10_600, "claims": 1_250}
+MOST_LINES_OF_CODE = {"core": 4_300, "course": 10_700, "claims": 1_250}
 MOST_LINES_OF_A_MODULE = 400  # of any kind
 WITHOUT_A_TEST_FILE = {
     PACKAGE: "registers the worlds, which tests/envs make by name",
