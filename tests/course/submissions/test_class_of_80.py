@@ -22,7 +22,7 @@ WITHOUT_NAMESPACES = """
 import sys
 from rlhf_toy.course.commands.command_line import main
 from rlhf_toy.course.submissions import sandbox
-sandbox.isolate = lambda folder: [sandbox.NETWORK, sandbox.PROCESSES, sandbox.FILES]
+sandbox.isolate = lambda folder, hidden: [sandbox.NETWORK, sandbox.PROCESSES, sandbox.FILES]
 sys.exit(main(["grade", *sys.argv[1:]]))
 """
 
