@@ -10,26 +10,27 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bench
+import contests
 
 
 def contest(operations=None):
-    return bench.Contest("DPO", "a step", lambda: 1.0, {"TRL": lambda: 2.0}, operations)
+    return contests.Contest("DPO", "a step", lambda: 1.0, {"TRL": lambda: 2.0}, operations)
 
 
 def test_operations_are_two_for_each_multiply_add_of_the_matrix_products():
     layer = torch.nn.Linear(3, 5)
     x = torch.randn(7, 3, requires_grad=True)
     forward = 2 * 7 * 3 * 5
-    assert bench.operations(lambda: layer(x)) == forward
+    assert contests.operations(lambda: layer(x)) == forward
     # The backward pass has one product for the weights and one for the input.
-    assert bench.operations(lambda: layer(x).sum().backward()) == 3 * forward
-    assert bench.operations(lambda: x + x) == 0
+    assert contests.operations(lambda: layer(x).sum().backward()) == 3 * forward
+    assert contests.operations(lambda: x + x) == 0
 
 
 def test_only_the_steps_after_the_warm_up_count():
     stamps = [0.0, 50.0, 51.0, 53.0, 56.0, 60.0]  # a slow first step
-    assert bench.between(stamps, warm=1) == pytest.approx(2_500)  # of 1, 2, 3, 4 s
-    assert bench.between(stamps, warm=1, each=2) == pytest.approx(5_000)  # of 3, 7 s
+    assert contests.between(stamps, warm=1) == pytest.approx(2_500)  # of 1, 2, 3, 4 s
+    assert contests.between(stamps, warm=1, each=2) == pytest.approx(5_000)  # of 3, 7 s
 
 
 def test_each_contender_has_a_row_with_ratios_within_rounds():

@@ -43,7 +43,7 @@ def test_a_solved_notebook_runs_to_its_end(path, tmp_path):
     names = solved(notebook, right)
     if not names:
         pytest.skip("no exercises in this notebook")
-    # Its own folder: the progress that it keeps is not that of whoever works in notebooks/.
+    # Its own folder: the progress that it keeps must not mix with a student's in notebooks/.
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}})
     client.execute()
     printed = [  # a busy machine may deliver a line in pieces

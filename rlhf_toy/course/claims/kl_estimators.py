@@ -1,4 +1,4 @@
-"""KL estimators: where k1, k2 and k3 lead when they stand in the reward or in the loss."""
+"""KL estimators: where k1, k2 and k3 lead, in the reward and in the loss."""
 
 from __future__ import annotations
 

@@ -261,13 +261,14 @@ _THRESHOLD = Exercise(
     mistakes=(
         Mistake(
             "no noise",
-            "You count heads, as if nobody erred. When may a person who prefers A answer B?",
+            "You count heads, as if no answer were ever wrong. When may a person who prefers A "
+            "answer B?",
             lambda a, b, T: (0.5, b / (a + b)),
         ),
         Mistake(
             "no difference",
             "Both of your thresholds are that of the mean utility. Does an answer tell how much "
-            "somebody prefers A?",
+            "a person prefers A?",
             lambda a, b, T: (b / (a + b), b / (a + b)),
         ),
         Mistake(
