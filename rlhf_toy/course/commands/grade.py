@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         graded = _grade(submissions, finished, [args.folder, args.output])
     except KeyboardInterrupt:
-        print("\nInterrupted: to go on, run the same command again.", file=sys.stderr)
+        print("\nInterrupted: run the same command again to continue.", file=sys.stderr)
         return 130  # as shells say it
     index = write_report({s.student: graded[s.student] for s in submissions}, args.output)
     print(f"{len(submissions)} submissions: see {index.resolve().as_uri()}")
